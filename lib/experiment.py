@@ -1,0 +1,202 @@
+"""One cell of the grid: a network, a mask, a training run; and the record that is left of it."""
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib import UserError, data, methods, models, pruning, trainer
+
+# Raised when the meaning of a computation changes: records of another version are not found and are computed again.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is computed. Its fields, and nothing else, make the key; where and how it ran stands in `Record.run`."""
+
+    dataset: str
+    model: str
+    method: str
+    compression: float
+    seed: int
+    epochs: int                       # 0: masks only
+    learning_rate: float
+    batch_size: int = 128
+    width: float = 1.0
+    score_images: int = 128           # training images that the score sees
+    train_images: int | None = None   # the first so many of the training set; None: all
+
+    def __post_init__(self):
+        for name in ("compression", "learning_rate", "width"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.dataset not in data.NAMES:
+            raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")
+        if self.model not in models.NAMES:
+            raise UserError(f"Unknown model {self.model!r}: choose one of {', '.join(models.NAMES)}.")
+        methods.get(self.method)
+        if not self.compression >= 1:
+            raise UserError(f"The compression must be at least 1, not {self.compression:g}.")
+        if self.epochs < 0 or self.batch_size < 1 or self.score_images < 1 or not self.learning_rate > 0:
+            raise UserError(f"Epochs may not be negative; batch size, score images and learning rate must be positive: {self}.")
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits of a hash of the fields and the version."""
+        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Record:
+    """A line of `results.jsonl`."""
+
+    key: str
+    version: int
+    cell: Cell
+    report: dict
+    history: list[dict]
+    test_images: int
+    run: dict = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Record":
+        """The record of such a line; raises ValueError, KeyError or TypeError for anything else."""
+        values = json.loads(line)
+        return cls(**{**values, "cell": Cell(**values["cell"])})
+
+
+def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record:
+    """Computes a cell: initial weights, mask, audit, training. The same cell gives the same record, bit for bit, on
+    the same machine and versions, whatever else runs and in whatever order (times apart).
+
+    Raises `UserError` for a data set that is not there or a compression out of reach.
+    """
+    began = time.perf_counter()
+    images = _data(cell, data_root)
+    model = network(cell, images)
+    masks = masks_of(cell, model, images)
+    scored = time.perf_counter()
+    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    history = trainer.History()
+    if cell.epochs:
+        history = trainer.train(
+            model.to(device), {name: mask.to(device) for name, mask in masks.items()}, images.to(device),
+            epochs=cell.epochs, learning_rate=cell.learning_rate, batch_size=cell.batch_size,
+            generator=generator(cell, "training"),
+        )
+    return Record(
+        key=cell.key, version=VERSION, cell=cell, report=report, history=list(history),
+        test_images=len(images.test_labels),
+        run=_circumstances(device) | {
+            "diverged": history.diverged,
+            "score_seconds": round(scored - began, 3),
+            "seconds": round(time.perf_counter() - began, 3),
+        },
+    )
+
+
+def generator(cell: Cell, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose of a cell.
+
+    It does not depend on the method, the compression or the recipe: all methods of a seed share their initial
+    weights, their scoring batch and the order of their training images.
+    """
+    text = json.dumps([cell.dataset, cell.model, cell.width, cell.seed, purpose])
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+def network(cell: Cell, images: data.Data) -> nn.Module:
+    """The cell's network at initialisation: the architecture's own weights of this seed, then the method's `init`."""
+    model = models.build(cell.model, len(images.classes), cell.width)
+    init = methods.get(cell.method).init
+    models.initialise(model, "own", generator(cell, "weights"))
+    if init != "own":
+        models.initialise(model, init, generator(cell, f"weights {init}"))
+    return model
+
+
+def scoring_batch(cell: Cell, images: data.Data) -> tuple[Tensor, Tensor]:
+    """The cell's scoring images (float32, normalised) and labels: the same for all methods of a seed.
+
+    OBD takes the first `score_images` of the training set, in order; every other method a random batch, which the
+    released reading augments as in training.
+    """
+    method = methods.get(cell.method)
+    if method.mode == "calibrated":
+        return trainer.batch(images, torch.arange(min(cell.score_images, len(images.train_labels))), None)
+    index = torch.randperm(len(images.train_labels), generator=generator(cell, "scoring batch"))[:cell.score_images]
+    return trainer.batch(images, index, generator(cell, "augmentation") if method.reading == "run" else None)
+
+
+def masks_of(cell: Cell, model: nn.Module, images: data.Data) -> pruning.Masks:
+    """The cell's masks. A one-shot score is kept for the next cell, which often asks for another compression of it."""
+    method = methods.get(cell.method)
+    pruning.kept_count(model, cell.compression)
+    if method.rounds > 1:
+        return pruning.masks(model, method, None, None, cell.compression)
+    scores = _scores(_Scoring(cell), model, images)
+    return pruning.select(model, method, scores, cell.compression, generator(cell, "random mask"))
+
+
+class _Scoring:
+    """Stands for everything that a cell's scores depend on, so that one score serves every compression."""
+
+    def __init__(self, cell: Cell):
+        self.cell = cell
+        self.key = (cell.dataset, cell.model, cell.method, cell.seed, cell.width, cell.score_images, cell.train_images)
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+
+_kept_scores: dict = {}
+
+
+def _scores(scoring: _Scoring, model: nn.Module, images: data.Data) -> dict[str, Tensor]:
+    if scoring not in _kept_scores:
+        _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
+        inputs, targets = scoring_batch(scoring.cell, images)
+        method = methods.get(scoring.cell.method)
+        _kept_scores[scoring] = pruning.score(model, method, inputs, targets, generator(scoring.cell, "score"))
+    return _kept_scores[scoring]
+
+
+def digest(masks: pruning.Masks) -> str:
+    """Sixteen hex digits that tell masks apart."""
+    bits = torch.cat([mask.flatten() for mask in masks.values()]).cpu().numpy()
+    return hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=2)
+def _subset(dataset: str, train_images: int | None, root: str | None) -> data.Data:
+    loaded = data.load(dataset, root)
+    return loaded if train_images is None else loaded.first(train_images)
+
+
+def _data(cell: Cell, root: str | None) -> data.Data:
+    return _subset(cell.dataset, cell.train_images, root)
+
+
+def _circumstances(device: str) -> dict:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "precision": "float32",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,313 @@
+"""The figures of the paper, and the pictures that explain a method; all of them draw frames, scores or masks as given.
+
+Every drawing function returns a matplotlib figure whose `data` attribute is the frame of numbers behind it. A method
+has the same colour, marker and line everywhere: colours by family (Paul Tol's "muted" scheme, told apart by colour-blind
+readers), solid lines for global scope, dashed for layer-wise.
+"""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lib import methods, tables
+
+COLUMN, PAGE = 3.4, 7.0     # widths in inches: one column of a paper, both columns
+
+# Method -> colour, marker.
+LOOKS = {
+    "Random": ("#000000", "x"),
+    "GlobalMag": ("#332288", "o"), "LayerMag": ("#332288", "o"),
+    "GlobalGrad": ("#999933", "s"), "LayerGrad": ("#999933", "s"),
+    "GlobalAct": ("#DDAA33", "^"), "LayerAct": ("#DDAA33", "^"),
+    "GlobalLAP": ("#66BBEE", "D"), "LayerLAP": ("#66BBEE", "D"),
+    "LAMP": ("#44AA99", "v"), "OBD": ("#117733", "P"), "SNIP": ("#CC6677", "*"), "GraSP": ("#882255", "X"),
+    "SynFlow": ("#AA4499", "p"),
+}
+PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
+COUNTED = {"_thesis": "best epoch × 0.98892", "": "last epoch", "released": "counts values", "achieved": "counts masks"}
+
+
+def style():
+    """The house style, as a context: 8 pt type, thin lines, no frame above and to the right, editable text in PDF."""
+    return mpl.rc_context({
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7.5, "figure.titlesize": 9,
+        "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "lines.linewidth": 1.1, "lines.markersize": 4,
+        "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "grid.linewidth": 0.4, "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False,
+        "figure.dpi": 110, "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.03,
+        "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "foresight",
+    })
+
+
+def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the house style and closes the figure, so that a notebook shows it once: as the value of its cell."""
+    @functools.wraps(draw)
+    def drawn(*arguments, **options) -> Figure:
+        with style():
+            figure = draw(*arguments, **options)
+            plt.close(figure)
+            return figure
+    return drawn
+
+
+def save(figure: Figure, stem: Path | str, data: pd.DataFrame | None = None) -> Figure:
+    """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all, and hands the figure back.
+
+    The same figure gives the same bytes: no dates, fixed identifiers. `data` is the figure's own by default.
+    """
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    for suffix, metadata in undated.items():
+        content = io.BytesIO()
+        with style():
+            figure.savefig(content, format=suffix, metadata=metadata, dpi=200)
+        tables.write(f"{stem}.{suffix}", content.getvalue())
+    data = figure.data if data is None else data
+    tables.write(f"{stem}.csv", data.to_csv(index=False, lineterminator="\n"))
+    return figure
+
+
+# ---- Figures 4.1-4.13 ---------------------------------------------------------------------------------------------
+
+@_drawing
+def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str = "top1",
+                    readings: Iterable[str] = ("run", "published"), bases: Iterable[str] | None = None) -> Figure:
+    """Accuracy over compression, one panel per reading, one line per method (Figures 4.1-4.4, 4.6-4.9, 4.11, 4.12).
+
+    metric: "top1" or "top5". bases: only these methods, named without a reading; all that `frame` holds by default.
+    `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance is dotted,
+    that of the unpruned network dashed; bands are 95 % intervals over seeds.
+    """
+    rows, readings = _chosen(frame, dataset, model, bases), list(readings)
+    figure, axes = _panels(len(readings))
+    parts, counted = [], []
+    for reading, axis in zip(readings, axes, strict=True):
+        accounting = tables.ACCOUNTING[reading]
+        column = f"{metric}{accounting}"
+        names = _names(rows, reading)
+        counted.append(tables.coverage(rows, names, _ratios(rows), column))
+        parts.append(_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
+        _levels(axis, rows, dataset, metric, accounting)
+        axis.set_title(f"{PANELS[reading]}\n({COUNTED[accounting]})")
+    axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")
+    # Nothing lies much below chance; where that is high, the space under it would be empty.
+    axes[0].set_ylim(bottom=40 if metric == "top5" and tables.classes(dataset) == 10 else 0,
+                     top=None if any(map(len, parts)) else 100)
+    _finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
+    figure.data = pd.concat(parts, ignore_index=True)
+    return figure
+
+
+@_drawing
+def compression_error(frame: pd.DataFrame, dataset: str, model: str, bases: Iterable[str] | None = None) -> Figure:
+    """(r_e − r) / r in percent (Figures 4.5, 4.10, 4.13): `@run` by the released counting beside published by masks."""
+    rows = _chosen(frame, dataset, model, bases)
+    figure, axes = _panels(2)
+    parts, counted = [], []
+    for axis, reading, column in zip(axes, ("run", "published"), ("released", "achieved"), strict=True):
+        chosen = rows.assign(error=100 * (rows[f"compression_{column}"].astype(float) / rows["compression"] - 1))
+        names = _names(rows, reading)
+        counted.append(tables.coverage(chosen, names, _ratios(rows), "error"))
+        parts.append(_lines(axis, chosen[chosen["method"].isin(names) | (chosen["base"] == "Dense")], "error"))
+        axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
+        axis.set_title(f"{PANELS[reading]}\n({COUNTED[column]})")
+    axes[0].set_ylabel("compression error $(r_e - r)/r$ (%)")
+    _finish(figure, axes, rows, dataset, model, "compression error", counted)
+    figure.data = pd.concat(parts, ignore_index=True)
+    return figure
+
+
+def _chosen(frame: pd.DataFrame, dataset: str, model: str, bases: Iterable[str] | None) -> pd.DataFrame:
+    """The rows of a figure: of these methods, and of the unpruned networks."""
+    rows = tables.select(frame, dataset, model)
+    return rows if bases is None else rows[rows["base"].isin([*bases, "Dense"])]
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, count, figsize=(PAGE if count > 1 else 4.6, 3.1), sharey=True, squeeze=False)
+    return figure, axes[0]
+
+
+def _names(rows: pd.DataFrame, reading: str) -> list[str]:
+    """The methods of one reading that `rows` holds, in the order of the tables."""
+    there = dict(zip(*rows[rows["reading"] == reading][["base", "method"]].to_numpy().T, strict=True)) if len(rows) else {}
+    return [there[base] for base in tables.bases() if base in there]
+
+
+def _ratios(rows: pd.DataFrame) -> list[float]:
+    return sorted(rows["compression"].unique())
+
+
+def _lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One line per method with its band over seeds; returns the numbers drawn."""
+    found = tables.summary(tables.expand(rows).astype({column: float}), column)
+    order = tables.bases()
+    found = found.sort_values(["base", "compression"], key=lambda values: values.map(order.index)
+                              if values.name == "base" else values, kind="stable")
+    for base, line in found.groupby("base", sort=False):
+        colour, marker = LOOKS.get(base, ("#777777", "h"))
+        layerwise = base.startswith("Layer")
+        axis.plot(line["compression"], line["mean"], color=colour, marker=marker, label=base,
+                  linestyle="--" if layerwise else "-", markerfacecolor="white" if layerwise else colour,
+                  markeredgewidth=0.8, markersize=6.5 if marker == "*" else 4, zorder=3)
+        axis.fill_between(line["compression"], line["mean"] - line["half"], line["mean"] + line["half"],
+                          color=colour, alpha=0.15, linewidth=0)
+    return found.assign(value=column)[["base", "method", "reading", "compression", "value", "mean", "half", "seeds"]]
+
+
+def _levels(axis: plt.Axes, rows: pd.DataFrame, dataset: str, metric: str, accounting: str) -> None:
+    """Chance level, dotted, and the unpruned network of the architecture's own initialisation, dashed."""
+    images = rows["test_images"].max()
+    factor = tables.thesis_factor(int(images)) if accounting and images > 0 else 1
+    chance = 100 / tables.classes(dataset) * (5 if metric == "top5" else 1) * factor
+    dense = rows.loc[rows["method"] == "Dense", f"{metric}{accounting}"].astype(float).mean()
+    for level, name, linestyle in ((chance, "chance", ":"), (dense, "unpruned", (0, (5, 3)))):
+        if not math.isnan(level):
+            axis.axhline(level, color="#555555", linestyle=linestyle, linewidth=0.9, zorder=1)
+            axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 1.5), fontsize=7,
+                          textcoords="offset points", ha="right", va="bottom", color="#555555")
+
+
+def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
+            counted: list[tuple[int, int]]) -> None:
+    """The axis of ratios, one legend outside, and a title that says what is missing and what stands in."""
+    ratios = _ratios(rows) or list(tables.RATIOS)
+    for axis in axes:
+        axis.set_xlabel("compression ratio r asked for")
+        axis.set_xscale("log", base=2)
+        axis.set_xlim(min(ratios) / 1.25, max(ratios) * 1.25)
+        axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        axis.minorticks_off()
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    names = [base for base in tables.bases() if base in handles]
+    if names:
+        figure.legend([handles[name] for name in names], names, loc="outside right center", handlelength=3)
+    k, n = (sum(values) for values in zip(*counted, strict=True))
+    missing = "no cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
+    parts = [f"{tables.label(model)} on {tables.label(dataset)}: {what}", missing]
+    figure.suptitle(" · ".join(filter(None, parts)))
+
+
+# ---- Pictures of scores and masks ---------------------------------------------------------------------------------
+
+@_drawing
+def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable[float]] | None = None,
+                       title: str = "") -> Figure:
+    """Histograms of scores, one panel per entry of `scores` (any shape; a layer's, a reading's), with thresholds drawn.
+
+    Scores without a sign are drawn on a logarithmic axis, zeros apart and counted in the panel's title; signed ones on a
+    linear axis with logarithmic counts. `thresholds`: for an entry, where its mask cuts.
+    """
+    figure, axes = plt.subplots(1, len(scores), figsize=(max(COLUMN, min(PAGE, 2.4 * len(scores))), 2.3), squeeze=False)
+    parts = []
+    for (name, values), axis in zip(scores.items(), axes[0], strict=True):
+        values = values.detach().double().flatten().cpu().numpy()
+        counts, edges = _histogram(axis, values)
+        for cut in (thresholds or {}).get(name, ()):
+            axis.axvline(cut, color="#CC6677", linestyle="--", linewidth=1)
+        axis.set_title(name + (f"\n{100 * np.mean(values == 0):.1f} % exactly 0" if (values == 0).any() else ""))
+        axis.set_xlabel("score")
+        parts.append(pd.DataFrame({"scores": name, "from": edges[:-1], "to": edges[1:], "weights": counts}))
+    axes[0, 0].set_ylabel("number of weights")
+    if any((thresholds or {}).values()):
+        figure.legend([plt.Line2D([], [], color="#CC6677", linestyle="--")], ["threshold"], loc="outside lower right")
+    if title:
+        figure.suptitle(title)
+    figure.data = pd.concat(parts, ignore_index=True)
+    return figure
+
+
+def _histogram(axis: plt.Axes, values: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Draws 60 bars; equal ratios for scores without a sign, equal widths for signed ones."""
+    positive = values[values > 0]
+    if (values < 0).any() or len(positive) == 0:
+        edges = np.histogram_bin_edges(values, bins)
+        axis.set_yscale("log")
+    else:
+        # The tail of tiny scores would squeeze the rest: the lowest bar begins at the smallest thousandth of them.
+        low, high = np.quantile(positive, 0.001), positive.max()
+        edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
+        edges[-1] = max(edges[-1], high)
+        axis.set_xscale("log")
+    counts, edges = np.histogram(values, edges)
+    axis.stairs(counts, edges, fill=True, color="#66BBEE", edgecolor="#332288", linewidth=0.4)
+    return counts, edges
+
+
+@_drawing
+def layer_density(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
+    """Share of weights kept in each layer, one line per compression ratio; an empty layer is a cross at the bottom.
+
+    masks: compression asked for -> layer name -> bool mask, True = kept, layers in definition order.
+    """
+    data = pd.DataFrame([
+        {"compression": ratio, "layer": name, "position": position, "kept": int(mask.sum()), "size": mask.numel()}
+        for ratio, layers in masks.items() for position, (name, mask) in enumerate(layers.items(), start=1)
+    ])
+    data["density"] = data["kept"] / data["size"]
+    figure, axis = plt.subplots(figsize=(PAGE if data["position"].max() > 8 else 4.6, 2.6))
+    floor = data.loc[data["kept"] > 0, "density"].min() / 2
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.25, 0.95, len(masks)))
+    for (ratio, line), colour in zip(data.groupby("compression"), shades, strict=True):
+        alive = line["kept"] > 0
+        axis.plot(line["position"], line["density"].where(alive), "o-", color=colour, label=f"r = {ratio:g}")
+        axis.plot(line["position"][~alive], [floor] * (~alive).sum(), "x", color=colour, markersize=6, clip_on=False)
+    axis.set_yscale("log")
+    axis.set_ylim(floor, 1.3)
+    axis.set_ylabel("density (× = empty layer)")
+    _layer_ticks(axis, data.loc[data["compression"] == data["compression"].iloc[0], "layer"].tolist())
+    figure.legend(loc="outside right center")
+    axis.set_title(title)
+    figure.data = data
+    return figure
+
+
+def _layer_ticks(axis: plt.Axes, layers: list[str]) -> None:
+    """Names where they fit, numbers where they do not."""
+    if len(layers) <= 16:
+        names = [name.removesuffix(".weight") for name in layers]
+        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(layers) > 8 else {}
+        axis.set_xticks(range(1, len(layers) + 1), names, **turned)
+    else:
+        axis.set_xlabel("layer, in definition order")
+
+
+@_drawing
+def first_layer(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
+    """Kept weights of the first convolution, one panel per compression ratio, one tile per filter.
+
+    masks as for `layer_density`. Dark = kept; where the images have colours, the share of input channels that keep it.
+    """
+    figure, axes = plt.subplots(1, len(masks), figsize=(PAGE if len(masks) > 1 else COLUMN, 2.6), squeeze=False)
+    parts = []
+    for (ratio, layers), axis in zip(masks.items(), axes[0], strict=True):
+        name, mask = next((name, mask) for name, mask in layers.items() if mask.dim() == 4)
+        axis.imshow(_tiles(mask), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(f"r = {ratio:g}: {int(mask.sum())} of {mask.numel()} kept")
+        kept = mask.flatten(1).sum(1).tolist()
+        parts.append(pd.DataFrame({"compression": ratio, "layer": name, "filter": range(len(kept)), "kept": kept}))
+    figure.get_layout_engine().set(wspace=0.06)
+    figure.suptitle(title or f"Kept weights of {name.removesuffix('.weight')}")
+    figure.data = pd.concat(parts, ignore_index=True)
+    return figure
+
+
+def _tiles(mask: Tensor) -> np.ndarray:
+    """A mask (filters, channels, height, width) as one image: filters side by side, NaN between them."""
+    shares = mask.double().mean(1).cpu().numpy()
+    count, height, width = shares.shape
+    across = math.ceil(math.sqrt(count))
+    image = np.full((math.ceil(count / across) * (height + 1) - 1, across * (width + 1) - 1), np.nan)
+    for index, tile in enumerate(shares):
+        top, left = index // across * (height + 1), index % across * (width + 1)
+        image[top:top + height, left:left + width] = tile
+    return image

@@ -1,0 +1,112 @@
+"""The table of methods, each in up to three readings.
+
+Published (no suffix): as the method's own paper and official code define it, pruned to the exact count.
+`@written`: as the thesis's equations and text say, where that differs. `@run`: as the thesis's released code computed
+it, faults included. `GlobalLAP` and both `Act` have no published source: their plain reading is the thesis's text.
+A method of your own is one more row (and, if it needs one, a score in `scorers.SCORERS`): see `register`.
+"""
+
+from dataclasses import dataclass
+
+from lib import UserError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: how weights are scored, and how a mask is made of the scores."""
+
+    name: str
+    score: str | None           # key of scorers.SCORERS; None: nothing is pruned
+    scope: str = "global"       # "global": all prunable weights compete; "layer": each layer keeps the same share
+    rounds: int = 1             # score and prune so often, on an exponential schedule (SynFlow)
+    init: str = "own"           # initial weights, a key of models.initialise
+    mode: str = "train"         # see MODES
+    selection: str = "exact"    # "exact": the K best; "quantile": the released two-sided rule; "bernoulli": by chance
+
+    @property
+    def base(self) -> str:
+        """The method's name without its reading: `SNIP` of `SNIP@run`."""
+        return self.name.split("@")[0]
+
+    @property
+    def reading(self) -> str:
+        """`published`, `written` or `run`."""
+        return self.name.partition("@")[2] or "published"
+
+
+# How the network runs while it is scored.
+MODES = {
+    "train": "BatchNorm with the batch's statistics, dropout off",
+    "dropout": "BatchNorm with the batch's statistics, dropout on (as released)",
+    "eval": "BatchNorm with its stored statistics, dropout off",
+    "calibrated": "eval, after the stored statistics were set from the scoring images",
+}
+
+_TABLE = (
+    # name              score             scope     further
+    Method("Random",     "random",         "global"),
+    Method("GlobalMag",  "magnitude",      "global"),
+    Method("LayerMag",   "magnitude",      "layer"),
+    Method("GlobalGrad", "gradient",       "global"),
+    Method("LayerGrad",  "gradient",       "layer"),
+    Method("GlobalAct",  "activation",     "global"),
+    Method("LayerAct",   "activation",     "layer"),
+    Method("GlobalLAP",  "lap",            "global"),
+    Method("LayerLAP",   "lap",            "layer"),
+    Method("LAMP",       "lamp",           "global"),
+    Method("OBD",        "obd",            "global", mode="calibrated"),
+    Method("SNIP",       "snip",           "global", init="variance_scaling"),
+    Method("GraSP",      "grasp",          "global"),
+    Method("SynFlow",    "synflow",        "global", mode="eval", rounds=100),
+    # Where the thesis's text differs.
+    Method("SNIP@written",  "snip_written",  "global", init="xavier_normal"),
+    Method("GraSP@written", "grasp_written", "global"),
+    # As released: density rule and two-sided quantile mask of strategies/utils.py:14-48 and pruning/utils.py:141-164.
+    Method("Random@run",     "random",         "global", mode="dropout", selection="bernoulli"),
+    Method("GlobalMag@run",  "magnitude",      "global", mode="dropout", selection="quantile"),
+    Method("LayerMag@run",   "magnitude",      "layer",  mode="dropout", selection="quantile"),
+    Method("GlobalGrad@run", "gradient",       "global", mode="dropout", selection="quantile"),
+    Method("LayerGrad@run",  "gradient",       "layer",  mode="dropout", selection="quantile"),
+    Method("GlobalAct@run",  "activation_run", "global", mode="dropout", selection="quantile"),
+    Method("LayerAct@run",   "activation_run", "layer",  mode="dropout", selection="quantile"),
+    Method("GlobalLAP@run",  "lap_run",        "global", mode="dropout", selection="quantile"),
+    Method("LayerLAP@run",   "lap_run",        "layer",  mode="dropout", selection="quantile"),
+    Method("LAMP@run",       "lamp",           "global", mode="dropout", selection="quantile"),
+    Method("OBD@run",        "obd_run",        "global", mode="calibrated", selection="quantile"),
+    Method("SNIP@run",       "snip_written",   "global", mode="dropout", selection="quantile", init="xavier_normal"),
+    Method("GraSP@run",      "grasp_run",      "global", mode="dropout", selection="quantile", init="xavier_normal"),
+    Method("SynFlow@run",    "synflow_run",    "global", mode="eval", selection="quantile"),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
+
+# The unpruned networks, one for each initialisation: they serve r = 1 for every method that starts from it.
+DENSE: dict[str, Method] = {
+    "own": Method("Dense", None),
+    "variance_scaling": Method("Dense@variance_scaling", None, init="variance_scaling"),
+    "xavier_normal": Method("Dense@xavier_normal", None, init="xavier_normal"),
+}
+
+
+def get(name: str) -> Method:
+    """The method of that name; raises `UserError` for a name that is not in the table."""
+    found = METHODS.get(name) or next((method for method in DENSE.values() if method.name == name), None)
+    if found is None:
+        raise UserError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+    return found
+
+
+def dense(method: Method | str) -> str:
+    """The name of the unpruned network that serves r = 1 for this method."""
+    return DENSE[(method if isinstance(method, Method) else get(method)).init].name
+
+
+def register(method: Method) -> Method:
+    """Adds a row to the table, so that the method appears in every profile, table and figure; returns it.
+
+    Raises `UserError` for a name that is taken.
+    """
+    if method.name in METHODS:
+        raise UserError(f"There is a method {method.name!r} already: choose another name.")
+    METHODS[method.name] = method
+    return method

@@ -1,0 +1,174 @@
+"""Profiles: what a run covers. One YAML file of params/ each; its keys are the parameters of every notebook."""
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from lib import UserError, data, methods, models
+from lib.experiment import Cell
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Notebook -> the methods that it covers, each in all its readings.
+NOTEBOOKS: dict[str, tuple[str, ...]] = {
+    "01_baselines": ("Random", "GlobalMag", "LayerMag", "GlobalGrad", "LayerGrad", "GlobalAct", "LayerAct"),
+    "02_obd": ("OBD",),
+    "03_lap_lamp": ("GlobalLAP", "LayerLAP", "LAMP"),
+    "04_snip_grasp": ("SNIP", "GraSP"),
+    "05_synflow": ("SynFlow",),
+}
+# Draws whatever the store holds, of every method; computes nothing.
+RESULTS = "06_results"
+NOTEBOOKS[RESULTS] = sum(NOTEBOOKS.values(), ())
+
+# Training images of the sets that are not read just to be counted.
+TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+SCORE_IMAGES = 128
+
+
+class Profile(BaseModel, extra="forbid", frozen=True):
+    """What a run covers: a grid of cells. Every field must be given; an unknown one is an error."""
+
+    profile: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")   # names the folder under outputs/
+    pairs: dict[str, int] = Field(min_length=1)          # "dataset/model" -> epochs; 0: masks only
+    compressions: list[float] = Field(min_length=1)      # r, each at least 1; 1 is the unpruned network
+    seeds: list[int] = Field(min_length=1)
+    learning_rate: float = Field(gt=0)
+    text_learning_rate: float | None = Field(gt=0)       # `@run` readings, first seed, also at this rate; null: not
+    width: float = Field(gt=0)                           # channel multiplier; 1 is the real network
+    train_images: int | None = Field(gt=0)               # the first so many training images; null: all
+    obd_images: int | None = Field(gt=0)                 # images for OBD's curvature; null: the whole training set
+
+    @field_validator("pairs")
+    @classmethod
+    def _known(cls, pairs: dict[str, int]) -> dict[str, int]:
+        for pair, epochs in pairs.items():
+            dataset, _, model = pair.partition("/")
+            if dataset not in data.NAMES or model not in models.NAMES:
+                raise UserError(f"{pair!r} is not a pair: write dataset/model, one of {', '.join(data.NAMES)} "
+                                f"and one of {', '.join(models.NAMES)}")
+            if epochs < 0:
+                raise UserError(f"{pair!r} cannot train for {epochs} epochs: write 0 (masks only) or more")
+        return pairs
+
+    @field_validator("compressions")
+    @classmethod
+    def _reachable(cls, compressions: list[float]) -> list[float]:
+        for ratio in compressions:
+            _check_ratio(ratio)
+        return compressions
+
+    def cells(self, methods: list[str] | None = None, pairs: list[str] | None = None,
+              ratios: list[float] | None = None) -> list[Cell]:
+        """The grid, or the part of it that belongs to some methods (see `select`), pairs and compressions.
+
+        r = 1 becomes the unpruned network, once per initialisation. Unpruned cells come first, then pair by pair; the
+        ratios of one method are neighbours, because they share one score. No cell comes twice. Raises `UserError` for
+        a method that is not in the table, and for a pair or a ratio that is not in the profile.
+        """
+        chosen = select(methods)
+        pairs = self._among(pairs, list(self.pairs), "pair")
+        for ratio in ratios or ():
+            _check_ratio(ratio)
+        ratios = self._among(ratios, self.compressions, "compression")
+        grid = [self._cell(pair, method, ratio, seed, rate)
+                for pair in pairs for seed in self.seeds for rate in self._rates(seed)
+                for method in chosen if rate == self.learning_rate or method.endswith("@run")
+                for ratio in ratios]
+        return sorted(dict.fromkeys(grid), key=lambda cell: cell.compression > 1)
+
+    def _among(self, wanted: list | None, known: list, what: str) -> list:
+        for item in wanted or ():
+            if item not in known:
+                listed = ", ".join(f"{k:g}" if isinstance(k, float) else k for k in known)
+                raise UserError(f"Profile {self.profile!r} has no {what} {item!r}: it has {listed}.")
+        return known if wanted is None else [item for item in known if item in wanted]
+
+    def _rates(self, seed: int) -> list[float]:
+        also = self.text_learning_rate is not None and seed == self.seeds[0]
+        return [self.learning_rate, self.text_learning_rate] if also else [self.learning_rate]
+
+    def _cell(self, pair: str, method: str, ratio: float, seed: int, rate: float) -> Cell:
+        dataset, model = pair.split("/")
+        images = SCORE_IMAGES
+        if ratio == 1:
+            method = methods.dense(method)
+        elif methods.get(method).base == "OBD":
+            images = self.obd_images or self._training_images(dataset)
+        return Cell(dataset, model, method, float(ratio), seed, self.pairs[pair], float(rate), width=float(self.width),
+                    score_images=images, train_images=self.train_images)
+
+    def _training_images(self, dataset: str) -> int:
+        return self.train_images or TRAINING_IMAGES.get(dataset) or len(data.load(dataset).train_labels)
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 1 <= ratio < float("inf"):
+        raise UserError(f"the compression {ratio:g} is not one: r is the network's size over the pruned network's, "
+                        "a number of at least 1")
+
+
+def select(names: list[str] | None = None) -> list[str]:
+    """Rows of the table of methods, in its order: `SNIP` stands for all its readings, `SNIP@run` for that one.
+
+    `SNIP@published` is the published reading alone. Raises `UserError` for a name that fits no row.
+    """
+    if names is None:
+        return list(methods.METHODS)
+    answers = {name: [row for row, method in methods.METHODS.items()
+                      if name in (row, method.base, f"{method.base}@{method.reading}")] for name in names}
+    for name, rows in answers.items():
+        if not rows:
+            bases = dict.fromkeys(method.base for method in methods.METHODS.values())
+            raise UserError(f"Unknown method {name!r}: choose among {', '.join(bases)}, or one reading of them, "
+                            "as in SNIP@published, SNIP@written, SNIP@run.")
+    wanted = set().union(*answers.values())
+    return [row for row in methods.METHODS if row in wanted]
+
+
+def load(name: str | Path) -> Profile:
+    """The profile of params/<name>.yaml, or of a YAML file given by its path.
+
+    Raises `UserError`, in one sentence, for a file that is missing or malformed, and for a key that is unknown,
+    missing or of a wrong type. A number that YAML reads as a string (`1e-3`) is accepted as the number it is.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "params" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"Unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give a YAML file.")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} must be a list of `key: value` lines with the keys {', '.join(Profile.model_fields)}.")
+    try:
+        return Profile.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{path.name}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """Everything that is wrong with a profile, in one line."""
+    faults = {}
+    for fault in error.errors():
+        key, message = fault["loc"][0], fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key; the keys are {', '.join(Profile.model_fields)}"
+        faults.setdefault(key, f"`{key}`: {message[:1].lower()}{message[1:]}" if fault["type"] != "missing"
+                          else f"`{key}` is missing")
+    return "; ".join(faults.values()) + "."
+
+
+def names() -> list[str]:
+    """The profiles of params/, `quick` first."""
+    found = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+    return sorted(found, key=lambda name: name != "quick")
+
+
+def outputs(name: str) -> Path:
+    """The folder of a profile's results: outputs/<name>, or $FORESIGHT_OUTPUTS/<name>."""
+    return Path(os.environ.get("FORESIGHT_OUTPUTS") or ROOT / "outputs") / name

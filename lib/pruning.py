@@ -1,0 +1,341 @@
+"""From scores to masks, and the audit of a mask: exact counts, the released code's rule, and what is still connected."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib import UserError, methods
+from lib.methods import Method
+from lib.scorers import SCORERS
+from lib.scorers.common import Scores, classifier, weights
+
+Masks = dict[str, Tensor]
+
+# Images per forward pass when BatchNorm's statistics are set from the scoring images.
+CALIBRATION_CHUNK = 128
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameter name -> weight, for every Conv2d and Linear except the last Linear (the classifier).
+
+    Official codes prune the classifier too; the thesis does not, so no method does here.
+    """
+    return {name: weight for name, weight in weights(model).items() if name != classifier(model)}
+
+
+def kept_count(model: nn.Module, compression: float) -> int:
+    """K = round(N / r) - F: prunable weights to keep, N all parameters, F those that cannot be pruned.
+
+    Raises `UserError` for r below 1 and for r so large that K falls below the number of prunable layers.
+    """
+    if not (math.isfinite(compression) and compression >= 1):
+        raise UserError(f"The compression must be a number of at least 1, not {compression}.")
+    total, layers, fixed = _sizes(model)
+    kept = round(total / compression) - fixed
+    if kept < layers:
+        largest = math.floor(10 * total / (fixed + layers)) / 10
+        raise UserError(
+            f"Compression {compression:g} is out of reach: {total} parameters, of which {fixed} cannot be pruned, "
+            f"leave fewer than one weight for each of the {layers} prunable layers. The largest is {largest:g}."
+        )
+    return kept
+
+
+def _sizes(model: nn.Module) -> tuple[int, int, int]:
+    """N, the number of prunable layers, and F."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    sizes = [weight.numel() for weight in prunable(model).values()]
+    return total, len(sizes), total - sum(sizes)
+
+
+def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets: Tensor | None, compression: float,
+          generator: torch.Generator | None = None) -> Masks:
+    """Prunable parameter name -> bool mask of the weight's shape, True = kept. The model is untouched.
+
+    inputs: float images (batch, ...), normalised; targets: int64 (batch,); both only matter to scores that use data.
+    generator: for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by default.
+    The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out of
+    reach, an unfit batch or a score that is not finite.
+    """
+    method = methods.get(method) if isinstance(method, str) else method
+    kept_count(model, compression)
+    generator = generator or torch.Generator().manual_seed(0)
+    if method.rounds > 1:
+        return _rounds(model, method, inputs, compression)
+    return select(model, method, score(model, method, inputs, targets, generator), compression, generator)
+
+
+def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
+          generator: torch.Generator) -> Scores:
+    """The method's scores of the prunable weights; one score serves every compression of a one-shot method.
+
+    Published and written readings are scored on a float64 copy, so that device, layout and threads do not move a
+    weight; `@run` in the model's own precision. OBD's curvature takes float64 on plain networks and, on those with
+    BatchNorm, float32 with float64 sums: it is a sum of squares, in which nothing cancels.
+    """
+    if method.score is None:
+        return {name: torch.ones_like(weight) for name, weight in prunable(model).items()}
+    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
+    scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
+    options = {"generator": generator} if method.score == "random" else {}
+    with torch.random.fork_rng(devices=[p.device for p in model.parameters()][:1] if _on_gpu(model) else []):
+        if method.mode == "dropout":
+            torch.manual_seed(_draw(generator))
+        _set_mode(scored, method.mode, inputs)
+        scores = SCORERS[method.score](scored, inputs, targets, **options)
+    return {name: scores[name] for name in prunable(model)}
+
+
+def _has_batchnorm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
+    """Puts the copy that is scored into one of `methods.MODES`."""
+    model.train(mode != "eval")
+    if mode != "dropout":
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+    if mode == "calibrated":
+        calibrate(model, inputs)
+        model.eval()
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, inputs: Tensor) -> None:
+    """Sets BatchNorm's stored statistics, in place: the mean of those of the inputs' chunks of 128, in order.
+
+    At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None
+    if _has_batchnorm(model):
+        dtype = next(model.parameters()).dtype
+        for chunk in inputs.split(CALIBRATION_CHUNK):
+            model(chunk.to(dtype))
+
+
+def select(model: nn.Module, method: Method, scores: Scores, compression: float,
+           generator: torch.Generator) -> Masks:
+    """The mask that the method's scope and selection make of the scores at this compression."""
+    if method.selection == "bernoulli":
+        density = released_density(model, compression)
+        return {name: torch.rand(s.shape, generator=generator).to(s.device) < density for name, s in scores.items()}
+    if method.selection == "quantile":
+        return _quantile(scores, method.scope, released_density(model, compression))
+    kept = kept_count(model, compression)
+    if method.scope == "global":
+        return _split(top(_flat(scores), kept), scores)
+    shares = layer_counts([s.numel() for s in scores.values()], kept)
+    return {name: top(s.flatten(), share).view(s.shape) for (name, s), share in zip(scores.items(), shares)}
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Bool mask of the `count` highest of a flat tensor of scores; of equal scores the lower index is kept.
+
+    A partition finds the threshold, then ties are kept by index: a stable sort of VGG-16's 15 million scores takes
+    seconds, and SynFlow selects a hundred times.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(len(scores) - count + 1).values
+    kept = scores > threshold
+    ties = (scores == threshold).nonzero().flatten()
+    kept[ties[:count - int(kept.sum())]] = True
+    return kept
+
+
+def layer_counts(sizes: list[int], kept: int) -> list[int]:
+    """floor(d n_l) weights in each layer, the rest by largest remainder, ties by layer order; the sum is `kept`."""
+    total = sum(sizes)
+    counts = [kept * size // total for size in sizes]
+    remainders = [kept * size % total for size in sizes]
+    for layer in sorted(range(len(sizes)), key=lambda layer: -remainders[layer])[:kept - sum(counts)]:
+        counts[layer] += 1
+    return counts
+
+
+def _rounds(model: nn.Module, method: Method, inputs: Tensor | None, compression: float) -> Masks:
+    """Scores and prunes `rounds` times: round(n (K/n)^(k/rounds)) weights stay after round k; the mask only shrinks."""
+    kept = kept_count(model, compression)
+    pruned = copy.deepcopy(model).double()
+    chosen = prunable(pruned)
+    total = sum(weight.numel() for weight in chosen.values())
+    alive = torch.arange(total, device=next(iter(chosen.values())).device)
+    result = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in chosen.items()}
+    for k in range(1, method.rounds + 1):
+        stay = kept if k == method.rounds else round(total * (kept / total) ** (k / method.rounds))
+        scores = SCORERS[method.score](pruned, inputs, None)
+        alive = alive[top(_flat({name: scores[name] for name in chosen})[alive], stay)]
+        flat = torch.zeros(total, dtype=torch.bool, device=alive.device)
+        flat[alive] = True
+        result = _split(flat, result)
+        with torch.no_grad():
+            for name, weight in chosen.items():
+                weight *= result[name]
+    return result
+
+
+def _flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The flat tensor, cut into the shapes of `like`, in order."""
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(like.items(), parts)}
+
+
+def released_density(model: nn.Module, compression: float) -> float:
+    """d = (N/r - F') / n', the released code's density of the prunable weights (pruning/utils.py:141-164).
+
+    n' counts the prunable layers' weights *and biases*, although biases are never masked; F' = N - n'.
+    """
+    kept_count(model, compression)
+    total, _, _ = _sizes(model)
+    named = dict(model.named_parameters())
+    layers = [name.removesuffix("weight") for name in prunable(model)]
+    counted = sum(named[layer + part].numel() for layer in layers for part in ("weight", "bias")
+                  if layer + part in named)
+    return (total / compression - (total - counted)) / counted
+
+
+def _quantile(scores: Scores, scope: str, density: float) -> Masks:
+    """The released mask (strategies/utils.py:14-48): t = quantile(scores, 1 - d); drop where -t < s < t.
+
+    Right for scores that are never negative; of signed ones both tails survive. A NaN makes t NaN: nothing is dropped.
+    """
+    if scope == "global":
+        scores = {"": _flat(scores)} | scores
+        threshold = dict.fromkeys(scores, _threshold(scores.pop(""), density))
+    else:
+        threshold = {name: _threshold(s.flatten(), density) for name, s in scores.items()}
+    return {name: ~((s > -threshold[name]) & (s < threshold[name])) for name, s in scores.items()}
+
+
+def _threshold(scores: Tensor, density: float) -> float:
+    return float(np.quantile(scores.cpu().numpy(), 1 - density))
+
+
+def apply(model: nn.Module, masks: Masks) -> None:
+    """Zeroes the pruned weights, in place; their gradients are zeroed from now on, so they stay exactly 0.
+
+    That holds under any optimiser that moves a weight by its gradients and its own value. Raises `UserError` where a
+    mask does not fit the model.
+    """
+    _check(model, masks)
+    for name, weight in prunable(model).items():
+        if not masks[name].all():
+            kept = masks[name].to(weight.dtype)  # on a CPU a product is twenty times as fast as a masked fill
+            with torch.no_grad():
+                weight *= kept
+            weight.register_hook(lambda gradient, kept=kept: gradient * kept)
+
+
+def _check(model: nn.Module, masks: Masks) -> None:
+    expected = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
+    given = {name: tuple(mask.shape) for name, mask in masks.items()}
+    if expected != given:
+        odd = next(name for name in expected | given if expected.get(name) != given.get(name))
+        raise UserError(f"The masks do not fit the model: {odd} is {given.get(odd)}, it should be {expected.get(odd)}.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The audit of a mask. Counts are of masks; `compression_released` alone counts values."""
+
+    parameters: int               # N, before pruning
+    compression: float            # N / (F + kept)
+    compression_released: float   # N / values that are not 0 (metrics/size.py): BatchNorm's fresh biases count as pruned
+    kept: dict[str, int]          # kept weights per prunable layer
+    sizes: dict[str, int]         # weights per prunable layer
+    empty_layers: list[str]       # layers that keep nothing; inside a residual block that is survivable
+    collapsed: bool               # no path of kept weights leads from the input to the logits
+    effective_kept: int           # kept weights that lie on such a path (0 when collapsed)
+    effective_compression: float  # N / (F + effective_kept)
+
+
+def report(model: nn.Module, masks: Masks) -> Report:
+    """Audits masks on a model at initialisation; the model is untouched. Raises `UserError` for masks that do not fit."""
+    _check(model, masks)
+    total, _, fixed = _sizes(model)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    connected = {name: int(mask.sum()) for name, mask in on_path(model, masks).items()}
+    values = sum(int(((masks[name] & (value != 0)) if name in masks else (value != 0)).sum())
+                 for name, value in model.named_parameters())
+    return Report(
+        parameters=total,
+        compression=total / (fixed + sum(kept.values())),
+        compression_released=total / max(1, values),
+        kept=kept,
+        sizes={name: mask.numel() for name, mask in masks.items()},
+        empty_layers=[name for name, count in kept.items() if count == 0],
+        collapsed=sum(connected.values()) == 0,
+        effective_kept=sum(connected.values()),
+        effective_compression=total / (fixed + sum(connected.values())),
+    )
+
+
+def on_path(model: nn.Module, masks: Masks) -> Masks:
+    """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
+
+    One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
+    BatchNorm, ReLU and dropout the identity, pooling a sum (any input passes); after each layer the signal, and on
+    the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive exactly if
+    some position sees a signal before it and a way to the logits behind it.
+    """
+    network = copy.deepcopy(model).float().eval()
+    _replace(network)
+    chosen = weights(network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, name in chosen))
+    device = next(network.parameters()).device
+    paths = network(torch.ones(1, *model.input_shape, device=device)).sum()
+    gradients = torch.autograd.grad(paths, [chosen[name] for name in masks])
+    return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
+
+
+def _replace(module: nn.Module) -> None:
+    """Turns BatchNorm, ReLU, dropout and pooling into their part in the question whether a path exists."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ReLU, nn.Dropout, nn.modules.batchnorm._BatchNorm)):
+            setattr(module, name, _Presence())
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+        elif isinstance(child, (nn.Conv2d, nn.Linear)):
+            child.register_forward_hook(lambda layer, inputs, output: _Cut.apply(output))
+        else:
+            _replace(child)
+
+
+class _Presence(nn.Module):
+    def forward(self, signal: Tensor) -> Tensor:
+        return _Cut.apply(signal)
+
+
+class _Cut(torch.autograd.Function):
+    """Whether a signal is there, forwards and backwards: keeps path counts from overflowing in deep networks."""
+
+    @staticmethod
+    def forward(context, signal: Tensor) -> Tensor:
+        return (signal > 0).to(signal.dtype)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return (gradient > 0).to(gradient.dtype)

@@ -1,0 +1,106 @@
+"""What every scorer shares: which weights are scored, a model that stays untouched, a batch and scores that are sound."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+
+import torch
+from torch import Tensor, nn
+
+from lib import UserError
+
+Scores = dict[str, Tensor]
+
+
+def weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameter name -> weight of every Conv2d and Linear, in definition order, the classifier included."""
+    return {f"{name}.weight" if name else "weight": layer.weight for name, layer in layers(model).items()}
+
+
+def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Module name -> layer, for every Conv2d and Linear, in definition order."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+
+
+def classifier(model: nn.Module) -> str | None:
+    """Name of the last Linear's weight (the layer that no method prunes), or None where there is no Linear."""
+    linear = [name for name, layer in layers(model).items() if isinstance(layer, nn.Linear)]
+    return f"{linear[-1]}.weight" if linear else None
+
+
+def call(model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor], transform: Callable = torch.clone) -> Tensor:
+    """The model's output with `parameters` in place of its own, and `transform`ed copies of its buffers.
+
+    BatchNorm in train mode writes to its buffers; here it writes to the copies, so the model stays as it was.
+    """
+    buffers = {name: transform(buffer) for name, buffer in model.named_buffers()}
+    return torch.func.functional_call(model, (parameters, buffers), (inputs,))
+
+
+def leaves(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, detached and asking for a gradient: differentiation never meets the model's own."""
+    return {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+
+
+def product(model: nn.Module, factors: dict[str, Tensor]) -> Scores:
+    """weight x factor for every scored weight."""
+    return {name: weight.detach() * factors[name] for name, weight in weights(model).items()}
+
+
+def along(axis: int, factor: Tensor, dims: int) -> Tensor:
+    """A vector shaped to multiply a tensor of `dims` axes along `axis`."""
+    return factor.view([-1 if dim == axis else 1 for dim in range(dims)])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is back in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def scorer(data: bool = True, finite: bool = True) -> Callable:
+    """Decorates a scorer: checks the batch (where `data` is used) and that every score is `finite`.
+
+    Inputs are cast to the model's dtype, so that a float64 copy is scored in float64.
+    """
+
+    def decorate(function: Callable[..., Scores]) -> Callable[..., Scores]:
+        @wraps(function)
+        def scored(model: nn.Module, inputs: Tensor | None, targets: Tensor | None, **options) -> Scores:
+            if data:
+                check_batch(model, inputs, targets)
+            if inputs is not None:
+                inputs = inputs.to(next(iter(weights(model).values())).dtype)
+            scores = function(model, inputs, targets, **options)
+            for name in scores if finite else ():
+                if not scores[name].isfinite().all():
+                    raise UserError(
+                        f"The {function.__name__} score of {name} is not finite (NaN or infinite): the network's "
+                        "signal or gradient overflows in this precision, or its weights are not finite."
+                    )
+            return scores
+
+        return scored
+
+    return decorate
+
+
+def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> None:
+    """Raises `UserError` unless inputs (batch, ...) and integer targets (batch,) fit each other and the model."""
+    if inputs is None or targets is None or len(inputs) == 0:
+        raise UserError("The scoring batch is empty: pass at least one image and its label.")
+    if len(inputs) != len(targets):
+        raise UserError(f"The scoring batch has {len(inputs)} images but {len(targets)} labels.")
+    shape = getattr(model, "input_shape", None)
+    if shape is not None and tuple(inputs.shape[1:]) != tuple(shape):
+        raise UserError(f"The images have shape {tuple(inputs.shape[1:])}, but the network takes {tuple(shape)}.")
+    last = classifier(model)
+    classes = weights(model)[last].shape[0] if last else None
+    if classes is not None and not (0 <= int(targets.min()) and int(targets.max()) < classes):
+        raise UserError(f"The labels go from {int(targets.min())} to {int(targets.max())}, but there are {classes} classes.")

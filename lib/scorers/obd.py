@@ -1,0 +1,127 @@
+"""Optimal Brain Damage: the exact diagonal of the loss's Hessian, from first derivatives alone."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+from lib import UserError
+from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weights
+
+# Images times classes per chunk: bounds the memory that the classes' backward signals take.
+CHUNK = 1280
+
+
+@scorer()
+def obd(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
+    """h w^2 / 2 with h the diagonal of the Hessian (thesis, eq. 3.1; Le Cun et al. 1990). Eval mode, float64."""
+    return _saliency(model, inputs, lambda weight, h: h * weight.square() / 2)
+
+
+@scorer()
+def obd_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
+    """w h^2 / 2, as the released code ran it: the square falls on h, so the score is signed by w."""
+    return _saliency(model, inputs, lambda weight, h: weight * h.square() / 2)
+
+
+def _saliency(model: nn.Module, inputs: Tensor, formula) -> Scores:
+    curvature = diagonal(model, inputs)
+    return {name: formula(weight.detach().double(), curvature[name]) for name, weight in weights(model).items()}
+
+
+def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
+    """h_kk, the exact Hessian diagonal of the mean cross-entropy over `inputs` (images, ...), float64, eval mode.
+
+    A network of ReLUs and max-pooling is piecewise linear in each single weight, so the Hessian's diagonal equals the
+    generalised Gauss-Newton's: h = sum_c p_c (df_c/dw)^2 - (sum_c p_c df_c/dw)^2 per image, f the logits, p their
+    softmax. No label enters. Written as S S^T = diag(p) - p p^T, it is a sum over the columns s of S of
+    (d<s, f>/dw)^2: as many backward passes as columns. Raises `UserError`, naming the layer, for a layer it cannot
+    square: grouped, padded other than with zeros, fed with more than two axes (linear), or called more than once.
+    """
+    sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
+    classes = _check(model)
+    for chunk in inputs.split(max(1, CHUNK // classes)):
+        for name, squares in _squared_gradients(model, chunk).items():
+            sums[name] += squares
+    return {name: total / len(inputs) for name, total in sums.items()}
+
+
+def _check(model: nn.Module) -> int:
+    """The number of classes; raises for a layer whose per-image gradients this module does not know."""
+    for name, layer in layers(model).items():
+        if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"
+                                             or isinstance(layer.padding, str)):
+            raise UserError(f"OBD does not apply to {name}: only ungrouped convolutions padded with zeros are known.")
+    return list(weights(model).values())[-1].shape[0]
+
+
+def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
+    """sum over images and columns s of (d<s, f>/dw)^2, for every scored weight."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name):
+        def hook(layer, inputs, output):
+            if name in seen or (isinstance(layer, nn.Linear) and output.dim() != 2):
+                raise UserError(f"OBD does not apply to {name}: it is called more than once or on more than two axes.")
+            seen[name] = inputs[0].detach(), output
+
+        return hook
+
+    handles = [layer.register_forward_hook(record(name)) for name, layer in layers(model).items()]
+    try:
+        with evaluating(model):
+            logits = call(model, images, leaves(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    signals = torch.autograd.grad(
+        logits, [output for _, output in seen.values()], _columns(logits.detach().softmax(1)), is_grads_batched=True
+    )
+    return {
+        f"{name}.weight": _sum_of_squares(layers(model)[name], inputs, signal)
+        for (name, (inputs, _)), signal in zip(seen.items(), signals)
+    }
+
+
+def _columns(p: Tensor) -> Tensor:
+    """The columns of S, S S^T = diag(p) - p p^T: (classes - 1, images, classes).
+
+    S = sqrt-scaled (e_c - p) has a null vector, sqrt(p); a Householder reflection turns that into the last column,
+    which is dropped: one backward pass fewer.
+    """
+    root = p.sqrt()
+    classes = p.shape[1]
+    columns = root[:, None, :] * (torch.eye(classes, dtype=p.dtype, device=p.device) - p[:, :, None])
+    mirror = root.clone()
+    mirror[:, -1] += 1
+    along = (columns @ mirror[:, :, None]) / (1 + root[:, -1])[:, None, None]
+    return (columns - along * mirror[:, None, :])[:, :, :-1].permute(2, 0, 1)
+
+
+def _sum_of_squares(layer: nn.Module, inputs: Tensor, signal: Tensor) -> Tensor:
+    """sum over columns c and images n of (signal[c, n] x inputs[n])^2, in the weight's shape.
+
+    A linear layer's gradient is an outer product, so its square factorises. A convolution's is a sum over positions
+    first, then a square: either that product itself, or, where positions are fewer than twice the columns, the
+    square written out over pairs of positions, in which the columns are summed before the large product.
+    """
+    if isinstance(layer, nn.Linear):
+        return signal.square().sum(0).T @ inputs.square()
+    patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    signal = signal.flatten(3)
+    columns, images, channels, positions = signal.shape
+    if positions + 1 < 2 * columns:
+        squares = _by_pairs(signal, patches)
+    else:
+        each = signal.permute(1, 0, 2, 3).reshape(images, columns * channels, positions) @ patches.transpose(1, 2)
+        squares = each.square_().sum(0).view(columns, channels, -1).sum(0)
+    return squares.view(layer.weight.shape)
+
+
+def _by_pairs(signal: Tensor, patches: Tensor) -> Tensor:
+    """(sum_p s_p x_p)^2 = sum_p s_p^2 x_p^2 + 2 sum_{p<q} s_p s_q x_p x_q, one p at a time."""
+    total = 0
+    for p in range(signal.shape[3]):
+        pairs = torch.einsum("cno,cnoq->noq", signal[..., p], signal[..., p:])
+        pairs[..., 1:] *= 2
+        total = total + torch.einsum("noq,nkq->ok", pairs, patches[..., p:p + 1] * patches[..., p:])
+    return total

@@ -1,0 +1,38 @@
+"""SynFlow: the share of each weight in the network's total synaptic flow."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.scorers.common import Scores, call, evaluating, scorer, weights
+
+
+@scorer(data=False)
+def synflow(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> Scores:
+    """|w| dR/d|w|, R the sum of the outputs for an all-ones input (thesis, eqs. 3.7, 3.8; Tanaka et al. 2020).
+
+    Eval mode, every weight, bias and BatchNorm parameter and buffer by its absolute value; always float64, because
+    R passes float32's largest number on deep residual networks. Data-free: of `inputs` only the shape is used (by
+    default `model.input_shape`). Raises `UserError` where a score is not finite.
+    """
+    return _flow(model, inputs, torch.float64)
+
+
+@scorer(data=False, finite=False)
+def synflow_run(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> Scores:
+    """`synflow` in float32 and unchecked, as the released code ran it: on ResNet-56 it overflows into NaN."""
+    return _flow(model, inputs, torch.float32)
+
+
+def _flow(model: nn.Module, inputs: Tensor | None, dtype: torch.dtype) -> Scores:
+    def positive(value: Tensor) -> Tensor:
+        return value.detach().to(dtype).abs() if value.is_floating_point() else value.clone()
+
+    parameters = {name: positive(parameter) for name, parameter in model.named_parameters()}
+    names = list(weights(model))
+    chosen = [parameters[name].requires_grad_() for name in names]
+    shape = model.input_shape if inputs is None else inputs.shape[1:]
+    ones = torch.ones(1, *shape, dtype=dtype, device=chosen[0].device)
+    with evaluating(model):
+        flow = call(model, ones, parameters, transform=positive).sum()
+    gradients = torch.autograd.grad(flow, chosen)
+    return {name: (weight * slope).detach() for name, weight, slope in zip(names, chosen, gradients)}
