@@ -1,7 +1,7 @@
-"""Image sets as uint8 tensors: MNIST and CIFAR from one .npz each, and stand-ins that need no file and no network.
+"""Image sets as uint8 tensors: MNIST and CIFAR from one .npz each, and stand-ins that need no file at all.
 
-Whatever a set came from, its images stand in one canonical order (by the SHA-256 of their bytes), so that every
-source gives the same arrays and so the same results. Nothing ever falls back to a stand-in by itself.
+Whatever a set came from, its images stand in one canonical order (by the SHA-256 of their bytes), so that
+every source gives the same arrays and so the same results. Nothing ever falls back to a stand-in by itself.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ PREPARED = {
 STAND_INS = ("digits", "shapes10", "shapes100")
 NAMES = (*PREPARED, *STAND_INS)
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
-PADDING = 4    # of a random crop, in pixels on each side
+PADDING = 4  # of a random crop, in pixels on each side
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Data:
     stand_in: bool             # everything made from a stand-in says so in its title
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(images / 255 - mean) / std as float32, for uint8 images of shape (..., C, H, W), on their device."""
+        """(images / 255 - mean) / std as float32, for uint8 images (..., C, H, W), on their device."""
         mean, std = _statistics(self.mean, self.std, images.device)
         return images.to(torch.float32).sub_(mean).div_(std)
 
@@ -57,27 +57,29 @@ class Data:
         return self._each(lambda tensor: tensor.to(device))
 
     def first(self, count: int | None) -> "Data":
-        """The first `count` training images in canonical order (None: all of them); the test set stays whole."""
+        """The first `count` training images (None: all of them); the test set stays whole."""
         if count is None:
             return self
         if not 1 <= count <= len(self.train_images):
-            raise UserError(f"{self.name} has {len(self.train_images)} training images: cannot take {count} of them.")
+            have = len(self.train_images)
+            raise UserError(f"{self.name} has {have} training images: ask for 1 to {have}, not {count}.")
         return replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
 
     def _each(self, change) -> "Data":
         return replace(self, **{name: change(getattr(self, name)) for name in ARRAYS[:4]})
 
 
-@lru_cache
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of bytes, (C, 1, 1) each: kept, because a copy to a GPU at each batch would wait."""
-    return tuple(255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+@lru_cache  # a copy to a GPU at each batch would make it wait
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> list[Tensor]:
+    """Mean and standard deviation of bytes, (C, 1, 1) each."""
+    return [255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """CIFAR's training augmentation: each image flipped left to right with probability 1/2, then cropped at random
-    from itself with 4 pixels of zeros around it. uint8 (B, C, H, W) in and out; `generator` lives on the CPU, so
-    that every device draws the same.
+    """CIFAR's training augmentation: each image flipped left to right with probability 1/2, then cropped at
+    random from itself with 4 pixels of zeros around it.
+
+    uint8 (B, C, H, W) in and out. `generator` lives on the CPU, so that every device draws the same.
     """
     choice = torch.randint(2 * (2 * PADDING + 1) ** 2, (len(images),), generator=generator).to(images.device)
     place = choice // 2
@@ -85,7 +87,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
-    """Flips images (B, C, H, W) where `flips` (B,) is 1, pads them, and cuts out H x W at `tops`, `lefts` (0 to 8)."""
+    """Flips images (B, C, H, W) where `flips` is 1, pads them, cuts out H x W at `tops`, `lefts` (0 to 8)."""
     count, channels, height, width = images.shape
     padded = images.new_zeros(2, count, channels, height + 2 * PADDING, width + 2 * PADDING)
     for index, version in enumerate((images, images.flip(-1))):
@@ -101,14 +103,14 @@ def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor) ->
 def load(name: str, root: str | Path | None = None) -> Data:
     """The image set `name`, one of `NAMES`, in canonical order, on the CPU.
 
-    MNIST and CIFAR come from NAME.npz in `root` or $FORESIGHT_DATA where one of them is given, else in the user's
-    cache folder, where torchvision's download puts it at first. The caller owns the tensors. Raises `UserError` for
-    an unknown name, a folder without the file, a damaged file, and where the download is not possible.
+    MNIST and CIFAR come from NAME.npz in `root` or $FORESIGHT_DATA where one of them is given, else in the
+    user's cache folder, where torchvision's download puts it at first. The caller owns the tensors. Raises
+    `UserError` for an unknown name, a folder without the file, a damaged file, and an impossible download.
     """
     if name not in NAMES:
         raise UserError(f"Unknown data set {name!r}: choose one of {', '.join(NAMES)}.")
     if name in STAND_INS:
-        return _stand_in(name)._each(Tensor.clone)    # what is remembered stays whole, whatever the caller does
+        return _stand_in(name)._each(Tensor.clone)  # no caller can harm the one that is remembered
     return _prepared(name, _find(name, root or os.environ.get("FORESIGHT_DATA")))
 
 
@@ -126,8 +128,8 @@ def _find(name: str, root: str | Path | None) -> Path:
     path = (Path(root).expanduser() if root else cache_folder()).absolute() / f"{name}.npz"
     if not path.is_file():
         if root:
-            raise UserError(f"There is no {path}, although --data or $FORESIGHT_DATA names its folder: put the file "
-                            f"there, or name no folder to have {name} from {cache_folder()} or the network.")
+            raise UserError(f"There is no {path}, although --data or $FORESIGHT_DATA names its folder: put "
+                            f"it there, or name no folder to take it from {cache_folder()} or the network.")
         _download(name, path)
     return path
 
@@ -137,16 +139,17 @@ def _prepared(name: str, path: Path) -> Data:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ARRAYS if key in file}
-    except Exception as error:    # a damaged archive raises nearly anything
-        raise UserError(f"{path} cannot be read ({_words(error)}): if it is damaged, delete it and make or download "
-                        "it again.") from error
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise UserError(f"{path} cannot be read ({_words(error)}): if it is damaged, delete it and make or "
+                        "download it again.") from error
     if problem := _problem(name, arrays):
-        raise UserError(f"{path} is not {name} as it should be: {problem}. Delete it and make or download it again.")
+        raise UserError(f"{path} is not {name} as it should be: {problem}. Delete it and make or download it "
+                        "again.")
     _, _, mean, std, _ = PREPARED[name]
     return Data(
         name, *_canonical(arrays["train_images"], arrays["train_labels"]),
-        *_canonical(arrays["test_images"], arrays["test_labels"]), tuple(map(str, arrays["classes"].tolist())),
-        mean, std, augmented=name != "mnist", stand_in=False,
+        *_canonical(arrays["test_images"], arrays["test_labels"]),
+        tuple(map(str, arrays["classes"].tolist())), mean, std, augmented=name != "mnist", stand_in=False,
     )
 
 
@@ -170,7 +173,7 @@ def _problem(name: str, arrays: dict[str, np.ndarray]) -> str | None:
 
 
 def _canonical(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images (N, H, W[, C]) as (N, C, H, W), and their labels, by SHA-256 of an image's bytes, then by label."""
+    """Images (N, H, W[, C]) as (N, C, H, W), and labels, by SHA-256 of an image's bytes, then by label."""
     digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(images)]
     order = sorted(range(len(images)), key=lambda index: (digests[index], labels[index]))
     images = torch.from_numpy(images[order].reshape(*images.shape[:3], -1))
@@ -178,13 +181,14 @@ def _canonical(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _download(name: str, path: Path) -> None:
-    """Puts a set into the cache by torchvision; processes that want the same set wait for the first of them."""
-    try:    # only here: a torchvision that does not belong to the installed torch fails at import
+    """Puts a set into the cache by torchvision; processes that want the same set wait for the first."""
+    try:  # only here: a torchvision that does not belong to the installed torch fails at import
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"{name} is not in {path.parent}, and torchvision, which would download it, does not import "
-                        f"({_words(error)}): install the torchvision that belongs to torch {torch.__version__}, or "
-                        f"name a folder that holds {name}.npz by --data or $FORESIGHT_DATA.") from error
+        raise UserError(f"{name} is not in {path.parent}, and torchvision, which would download it, does not "
+                        f"import ({_words(error)}): install the torchvision that belongs to torch "
+                        f"{torch.__version__}, or name a folder that holds {name}.npz by --data or "
+                        "$FORESIGHT_DATA.") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"), TemporaryDirectory(prefix="download-", dir=path.parent) as folder:
@@ -196,8 +200,8 @@ def _download(name: str, path: Path) -> None:
                     os.fsync(file.fileno())
                 os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{name} cannot be kept in {path.parent} ({_words(error)}): make room or make the folder "
-                        "writable, or let $XDG_CACHE_HOME name another.") from error
+        raise UserError(f"{name} cannot be kept in {path.parent} ({_words(error)}): make room or make the "
+                        "folder writable, or let $XDG_CACHE_HOME name another.") from error
 
 
 def _fetch(dataset, name: str, folder: str) -> dict[str, np.ndarray]:
@@ -205,8 +209,9 @@ def _fetch(dataset, name: str, folder: str) -> dict[str, np.ndarray]:
     try:
         splits = {"train": dataset(folder, train=True, download=True), "test": dataset(folder, train=False)}
     except (OSError, RuntimeError, HTTPException) as error:
-        raise UserError(f"{name} could not be downloaded ({_words(error)}): connect to the network and try again, or "
-                        f"name a folder that holds {name}.npz by --data or $FORESIGHT_DATA.") from error
+        raise UserError(f"{name} could not be downloaded ({_words(error)}): connect to the network and try "
+                        f"again, or name a folder that holds {name}.npz by --data or "
+                        "$FORESIGHT_DATA.") from error
     arrays = {f"{split}_images": np.asarray(images.data) for split, images in splits.items()}
     arrays |= {f"{split}_labels": np.asarray(images.targets, np.int64) for split, images in splits.items()}
     # torchvision calls MNIST's classes "0 - zero" and so on
@@ -215,32 +220,32 @@ def _fetch(dataset, name: str, folder: str) -> dict[str, np.ndarray]:
 
 def _words(error: Exception) -> str:
     """An exception's first line, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
 
 
 @lru_cache
 def _stand_in(name: str) -> Data:
-    """A stand-in: every fifth image of each class is a test image, statistics are those of the training images."""
+    """A stand-in: every fifth image of each class is a test image; statistics are the training images'."""
     images, labels, classes = _digits() if name == "digits" else _shapes(name)
-    rank = np.zeros_like(labels)    # of an image among those of its class
+    rank = np.zeros_like(labels)  # of an image among those of its class
     for label in range(len(classes)):
         rank[labels == label] = np.arange(np.sum(labels == label))
     test = rank % 5 == 4
     pixels = images[~test].reshape(-1, images[0, 0, 0].size) / 255
     mean, std = (tuple(np.round(values, 4).tolist()) for values in (pixels.mean(0), pixels.std(0)))
     return Data(
-        name, *_canonical(images[~test], labels[~test]), *_canonical(images[test], labels[test]), tuple(classes),
-        mean, std, augmented=name != "digits", stand_in=True,
+        name, *_canonical(images[~test], labels[~test]), *_canonical(images[test], labels[test]),
+        tuple(classes), mean, std, augmented=name != "digits", stand_in=True,
     )
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The 1797 handwritten digits that scikit-learn brings along (8x8, 0 to 16), three times as large, in 28x28."""
-    from sklearn.datasets import load_digits    # takes a second to import, so only here
+    """The 1797 handwritten digits that come with scikit-learn (8x8, 0 to 16), thrice as large, in 28x28."""
+    from sklearn.datasets import load_digits  # takes a second to import, so only here
 
     digits = load_digits()
     large = np.rint(digits.images * 255 / 16).astype(np.uint8).repeat(3, axis=1).repeat(3, axis=2)
-    return np.pad(large, ((0, 0), (2, 2), (2, 2))), digits.target.astype(np.int64), [str(n) for n in range(10)]
+    return np.pad(large, ((0, 0), (2, 2), (2, 2))), digits.target.astype(np.int64), list("0123456789")
 
 
 # Shapes on the square |u|, |v| <= 1; all look the same when flipped, because training images are.
@@ -264,9 +269,9 @@ COLOURS = {
 
 
 def _shapes(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Noisy coloured shapes, 32x32x3: the class is the shape (`shapes10`) or shape and colour (`shapes100`)."""
+    """Noisy coloured shapes, 32x32x3; a class is a shape (`shapes10`) or shape and colour (`shapes100`)."""
     count = {"shapes10": 2500, "shapes100": 5000}[name]
-    draw = np.random.RandomState(42)    # unlike default_rng's, its stream never changes with NumPy's version
+    draw = np.random.RandomState(42)  # unlike default_rng's, its stream never changes with NumPy's version
     both = np.arange(count) % 100
     shape, colour = both // 10, both % 10
     u, v = _coordinates(count, draw)
@@ -285,7 +290,7 @@ def _shapes(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def _coordinates(count: int, draw: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 32, 32) coordinates u (right) and v (down), in units of half a shape of random place and size."""
+    """(count, 32, 32) coordinates u (right), v (down), in units of half a shape of random place and size."""
     radius = draw.uniform(6, 11, (count, 1, 1))
     across, down = draw.uniform(12, 19, (2, count, 1, 1))
     pixels = np.arange(32.0)

@@ -52,6 +52,11 @@ class Cell:
         text = json.dumps([VERSION, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def score_key(self) -> tuple:
+        """What a one-shot score depends on: cells that share it differ in compression or training alone."""
+        return (self.dataset, self.model, self.method, self.seed, self.width, self.score_images, self.train_images)
+
 
 @dataclass
 class Record:
@@ -67,7 +72,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""
-        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+        return json.dumps(vars(self) | {"cell": vars(self.cell)}, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
@@ -146,34 +151,20 @@ def masks_of(cell: Cell, model: nn.Module, images: data.Data) -> pruning.Masks:
     pruning.kept_count(model, cell.compression)
     if method.rounds > 1:
         return pruning.masks(model, method, None, None, cell.compression)
-    scores = _scores(_Scoring(cell), model, images)
+    scores = _scores(cell, model, images)
     return pruning.select(model, method, scores, cell.compression, generator(cell, "random mask"))
 
 
-class _Scoring:
-    """Stands for everything that a cell's scores depend on, so that one score serves every compression."""
-
-    def __init__(self, cell: Cell):
-        self.cell = cell
-        self.key = (cell.dataset, cell.model, cell.method, cell.seed, cell.width, cell.score_images, cell.train_images)
-
-    def __hash__(self):
-        return hash(self.key)
-
-    def __eq__(self, other):
-        return self.key == other.key
+_kept_scores: dict[tuple, dict[str, Tensor]] = {}
 
 
-_kept_scores: dict = {}
-
-
-def _scores(scoring: _Scoring, model: nn.Module, images: data.Data) -> dict[str, Tensor]:
-    if scoring not in _kept_scores:
+def _scores(cell: Cell, model: nn.Module, images: data.Data) -> dict[str, Tensor]:
+    if cell.score_key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
-        inputs, targets = scoring_batch(scoring.cell, images)
-        method = methods.get(scoring.cell.method)
-        _kept_scores[scoring] = pruning.score(model, method, inputs, targets, generator(scoring.cell, "score"))
-    return _kept_scores[scoring]
+        inputs, targets = scoring_batch(cell, images)
+        method = methods.get(cell.method)
+        _kept_scores[cell.score_key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
+    return _kept_scores[cell.score_key]
 
 
 def digest(masks: pruning.Masks) -> str:

@@ -1,8 +1,8 @@
-"""The figures of the paper, and the pictures that explain a method; all of them draw frames, scores or masks as given.
+"""The figures of the paper, and the pictures that explain a method, drawn from frames, scores or masks.
 
-Every drawing function returns a matplotlib figure whose `data` attribute is the frame of numbers behind it. A method
-has the same colour, marker and line everywhere: colours by family (Paul Tol's "muted" scheme, told apart by colour-blind
-readers), solid lines for global scope, dashed for layer-wise.
+Every drawing function returns a matplotlib figure whose `data` attribute is the frame behind it. A method has
+the same colour, marker and line everywhere: colours by family (after Paul Tol's "muted" scheme, made for
+colour-blind readers), solid lines and full markers for global scope, dashed and open for layer-wise.
 """
 
 import functools
@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib import methods, tables
+from lib import tables
 
 COLUMN, PAGE = 3.4, 7.0     # widths in inches: one column of a paper, both columns
 
@@ -33,13 +33,12 @@ LOOKS = {
     "SynFlow": ("#AA4499", "p"),
 }
 PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
-COUNTED = {"_thesis": "best epoch × 0.98892", "": "last epoch", "released": "counts values", "achieved": "counts masks"}
 
 
 def style():
-    """The house style, as a context: 8 pt type, thin lines, no frame above and to the right, editable text in PDF."""
+    """The house style, as a context: 8 pt type, thin lines, no frame above and on the right, real text."""
     return mpl.rc_context({
-        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7.5, "figure.titlesize": 9,
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 8, "figure.titlesize": 9,
         "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "lines.linewidth": 1.1, "lines.markersize": 4,
         "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
         "grid.linewidth": 0.4, "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False,
@@ -49,11 +48,13 @@ def style():
 
 
 def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draws in the house style and closes the figure, so that a notebook shows it once: as the value of its cell."""
+    """Draws in the house style and closes the figure: a notebook then shows it once, as its cell's value."""
     @functools.wraps(draw)
     def drawn(*arguments, **options) -> Figure:
         with style():
             figure = draw(*arguments, **options)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")    # laid out once, not again for each format
             plt.close(figure)
             return figure
     return drawn
@@ -75,16 +76,18 @@ def save(figure: Figure, stem: Path | str, data: pd.DataFrame | None = None) -> 
     return figure
 
 
-# ---- Figures 4.1-4.13 ---------------------------------------------------------------------------------------------
+# ---- Figures 4.1-4.13 --------------------------------------------------------------------------------------
 
 @_drawing
 def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str = "top1",
-                    readings: Iterable[str] = ("run", "published"), bases: Iterable[str] | None = None) -> Figure:
-    """Accuracy over compression, one panel per reading, one line per method (Figures 4.1-4.4, 4.6-4.9, 4.11, 4.12).
+                    readings: Iterable[str] = ("run", "published"),
+                    bases: Iterable[str] | None = None) -> Figure:
+    """Accuracy over compression, a panel per reading, a line per method (Figures 4.1-4.4, 4.6-4.9, 4.11-12).
 
-    metric: "top1" or "top5". bases: only these methods, named without a reading; all that `frame` holds by default.
-    `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance is dotted,
-    that of the unpruned network dashed; bands are 95 % intervals over seeds.
+    metric: "top1" or "top5". bases: only these methods, named without a reading; by default all there are.
+    `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance is
+    dotted, that of the unpruned network dashed; bands are 95 % intervals over seeds. Raises `UserError` where
+    the frame mixes recipes.
     """
     rows, readings = _chosen(frame, dataset, model, bases), list(readings)
     figure, axes = _panels(len(readings))
@@ -95,30 +98,34 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
         names = _names(rows, reading)
         counted.append(tables.coverage(rows, names, _ratios(rows), column))
         parts.append(_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
-        _levels(axis, rows, dataset, metric, accounting)
-        axis.set_title(f"{PANELS[reading]}\n({COUNTED[accounting]})")
+        factor = tables.factor_of(rows, reading)
+        chance = factor * (5 if metric == "top5" else 1) * 100 / tables.classes(dataset)
+        _levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
+        axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")
     # Nothing lies much below chance; where that is high, the space under it would be empty.
-    axes[0].set_ylim(bottom=40 if metric == "top5" and tables.classes(dataset) == 10 else 0,
-                     top=None if any(map(len, parts)) else 100)
+    highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
+    axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     _finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
     figure.data = pd.concat(parts, ignore_index=True)
     return figure
 
 
 @_drawing
-def compression_error(frame: pd.DataFrame, dataset: str, model: str, bases: Iterable[str] | None = None) -> Figure:
-    """(r_e − r) / r in percent (Figures 4.5, 4.10, 4.13): `@run` by the released counting beside published by masks."""
+def compression_error(frame: pd.DataFrame, dataset: str, model: str,
+                      bases: Iterable[str] | None = None) -> Figure:
+    """(r_e − r) / r (%), Figures 4.5, 4.10, 4.13. `@run` counts values, as released; published, masks."""
     rows = _chosen(frame, dataset, model, bases)
     figure, axes = _panels(2)
     parts, counted = [], []
     for axis, reading, column in zip(axes, ("run", "published"), ("released", "achieved"), strict=True):
-        chosen = rows.assign(error=100 * (rows[f"compression_{column}"].astype(float) / rows["compression"] - 1))
+        found = rows[f"compression_{column}"].astype(float)
+        chosen = rows.assign(error=100 * (found / rows["compression"] - 1))
         names = _names(rows, reading)
         counted.append(tables.coverage(chosen, names, _ratios(rows), "error"))
-        parts.append(_lines(axis, chosen[chosen["method"].isin(names) | (chosen["base"] == "Dense")], "error"))
+        parts.append(_lines(axis, chosen[rows["method"].isin(names) | (rows["base"] == "Dense")], "error"))
         axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
-        axis.set_title(f"{PANELS[reading]}\n({COUNTED[column]})")
+        axis.set_title(f"{PANELS[reading]}\n(counts {'values' if column == 'released' else 'masks'})")
     axes[0].set_ylabel("compression error $(r_e - r)/r$ (%)")
     _finish(figure, axes, rows, dataset, model, "compression error", counted)
     figure.data = pd.concat(parts, ignore_index=True)
@@ -132,13 +139,15 @@ def _chosen(frame: pd.DataFrame, dataset: str, model: str, bases: Iterable[str] 
 
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:
-    figure, axes = plt.subplots(1, count, figsize=(PAGE if count > 1 else 4.6, 3.1), sharey=True, squeeze=False)
+    size = (PAGE if count > 1 else 4.6, 3.1)
+    figure, axes = plt.subplots(1, count, figsize=size, sharey=True, squeeze=False)
     return figure, axes[0]
 
 
 def _names(rows: pd.DataFrame, reading: str) -> list[str]:
     """The methods of one reading that `rows` holds, in the order of the tables."""
-    there = dict(zip(*rows[rows["reading"] == reading][["base", "method"]].to_numpy().T, strict=True)) if len(rows) else {}
+    chosen = rows[rows["reading"] == reading]
+    there = dict(zip(chosen["base"], chosen["method"], strict=True))
     return [there[base] for base in tables.bases() if base in there]
 
 
@@ -159,21 +168,20 @@ def _lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
                   linestyle="--" if layerwise else "-", markerfacecolor="white" if layerwise else colour,
                   markeredgewidth=0.8, markersize=6.5 if marker == "*" else 4, zorder=3)
         axis.fill_between(line["compression"], line["mean"] - line["half"], line["mean"] + line["half"],
-                          color=colour, alpha=0.15, linewidth=0)
-    return found.assign(value=column)[["base", "method", "reading", "compression", "value", "mean", "half", "seeds"]]
+                          color=colour, alpha=0.1, linewidth=0)
+    columns = ["base", "method", "reading", "compression", "value", "mean", "half", "seeds"]
+    return found.assign(value=column)[columns]
 
 
-def _levels(axis: plt.Axes, rows: pd.DataFrame, dataset: str, metric: str, accounting: str) -> None:
+def _levels(axis: plt.Axes, chance: float, dense: float) -> None:
     """Chance level, dotted, and the unpruned network of the architecture's own initialisation, dashed."""
-    images = rows["test_images"].max()
-    factor = tables.thesis_factor(int(images)) if accounting and images > 0 else 1
-    chance = 100 / tables.classes(dataset) * (5 if metric == "top5" else 1) * factor
-    dense = rows.loc[rows["method"] == "Dense", f"{metric}{accounting}"].astype(float).mean()
-    for level, name, linestyle in ((chance, "chance", ":"), (dense, "unpruned", (0, (5, 3)))):
+    # Each label at the end where no line of a method comes near.
+    for level, name, linestyle, end in ((chance, "chance", ":", 0), (dense, "unpruned", (0, (5, 3)), 1)):
         if not math.isnan(level):
             axis.axhline(level, color="#555555", linestyle=linestyle, linewidth=0.9, zorder=1)
-            axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 1.5), fontsize=7,
-                          textcoords="offset points", ha="right", va="bottom", color="#555555")
+            axis.annotate(name, (end, level), xycoords=("axes fraction", "data"), xytext=(3 - 6 * end, 1.5),
+                          textcoords="offset points", ha=("left", "right")[end], va="bottom", fontsize=7,
+                          color="#555555")
 
 
 def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
@@ -186,7 +194,7 @@ def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, 
         axis.set_xlim(min(ratios) / 1.25, max(ratios) * 1.25)
         axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
         axis.minorticks_off()
-    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     names = [base for base in tables.bases() if base in handles]
     if names:
         figure.legend([handles[name] for name in names], names, loc="outside right center", handlelength=3)
@@ -196,29 +204,34 @@ def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, 
     figure.suptitle(" · ".join(filter(None, parts)))
 
 
-# ---- Pictures of scores and masks ---------------------------------------------------------------------------------
+# ---- Pictures of scores and masks --------------------------------------------------------------------------
 
 @_drawing
 def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable[float]] | None = None,
                        title: str = "") -> Figure:
-    """Histograms of scores, one panel per entry of `scores` (any shape; a layer's, a reading's), with thresholds drawn.
+    """Histograms of scores, one panel per entry of `scores` (a layer's, a reading's; any shape).
 
-    Scores without a sign are drawn on a logarithmic axis, zeros apart and counted in the panel's title; signed ones on a
-    linear axis with logarithmic counts. `thresholds`: for an entry, where its mask cuts.
+    Scores without a sign are drawn on a logarithmic axis, signed ones on a linear axis with logarithmic
+    counts. What neither can show is counted in the panel's title: zeros, values that are not finite.
+    thresholds: entry -> where its mask cuts, drawn dashed.
     """
-    figure, axes = plt.subplots(1, len(scores), figsize=(max(COLUMN, min(PAGE, 2.4 * len(scores))), 2.3), squeeze=False)
+    size = (max(COLUMN, min(PAGE, 2.4 * len(scores))), 2.3)
+    figure, axes = plt.subplots(1, len(scores), figsize=size, squeeze=False)
     parts = []
     for (name, values), axis in zip(scores.items(), axes[0], strict=True):
         values = values.detach().double().flatten().cpu().numpy()
-        counts, edges = _histogram(axis, values)
+        counts, edges = _histogram(axis, values[np.isfinite(values)])
         for cut in (thresholds or {}).get(name, ()):
             axis.axvline(cut, color="#CC6677", linestyle="--", linewidth=1)
-        axis.set_title(name + (f"\n{100 * np.mean(values == 0):.1f} % exactly 0" if (values == 0).any() else ""))
+        shares = {"exactly 0": np.mean(values == 0), "not finite": np.mean(~np.isfinite(values))}
+        told = ", ".join(f"{100 * share:.1f} % {what}" for what, share in shares.items() if share)
+        axis.set_title(f"{name}\n{told}".strip())
         axis.set_xlabel("score")
         parts.append(pd.DataFrame({"scores": name, "from": edges[:-1], "to": edges[1:], "weights": counts}))
     axes[0, 0].set_ylabel("number of weights")
     if any((thresholds or {}).values()):
-        figure.legend([plt.Line2D([], [], color="#CC6677", linestyle="--")], ["threshold"], loc="outside lower right")
+        line = plt.Line2D([], [], color="#CC6677", linestyle="--", linewidth=1)
+        figure.legend([line], ["threshold"], loc="outside lower right")
     if title:
         figure.suptitle(title)
     figure.data = pd.concat(parts, ignore_index=True)
@@ -232,10 +245,10 @@ def _histogram(axis: plt.Axes, values: np.ndarray, bins: int = 60) -> tuple[np.n
         edges = np.histogram_bin_edges(values, bins)
         axis.set_yscale("log")
     else:
-        # The tail of tiny scores would squeeze the rest: the lowest bar begins at the smallest thousandth of them.
+        # The tail of tiny scores would squeeze the rest: the lowest bar takes in the smallest thousandth.
         low, high = np.quantile(positive, 0.001), positive.max()
         edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
-        edges[-1] = max(edges[-1], high)
+        values = positive.clip(edges[0], edges[-1])
         axis.set_xscale("log")
     counts, edges = np.histogram(values, edges)
     axis.stairs(counts, edges, fill=True, color="#66BBEE", edgecolor="#332288", linewidth=0.4)
@@ -244,22 +257,24 @@ def _histogram(axis: plt.Axes, values: np.ndarray, bins: int = 60) -> tuple[np.n
 
 @_drawing
 def layer_density(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
-    """Share of weights kept in each layer, one line per compression ratio; an empty layer is a cross at the bottom.
+    """Share of weights kept in each layer, one line per ratio; an empty layer is a cross at the bottom.
 
     masks: compression asked for -> layer name -> bool mask, True = kept, layers in definition order.
     """
     data = pd.DataFrame([
-        {"compression": ratio, "layer": name, "position": position, "kept": int(mask.sum()), "size": mask.numel()}
+        {"compression": ratio, "layer": name, "position": position, "kept": int(mask.sum()),
+         "size": mask.numel()}
         for ratio, layers in masks.items() for position, (name, mask) in enumerate(layers.items(), start=1)
     ])
     data["density"] = data["kept"] / data["size"]
     figure, axis = plt.subplots(figsize=(PAGE if data["position"].max() > 8 else 4.6, 2.6))
-    floor = data.loc[data["kept"] > 0, "density"].min() / 2
+    floor = data.loc[data["kept"] > 0, "density"].min() / 2 if data["kept"].any() else 0.1
     shades = plt.get_cmap("viridis_r")(np.linspace(0.25, 0.95, len(masks)))
     for (ratio, line), colour in zip(data.groupby("compression"), shades, strict=True):
         alive = line["kept"] > 0
         axis.plot(line["position"], line["density"].where(alive), "o-", color=colour, label=f"r = {ratio:g}")
-        axis.plot(line["position"][~alive], [floor] * (~alive).sum(), "x", color=colour, markersize=6, clip_on=False)
+        empty = line["position"][~alive]
+        axis.plot(empty, [floor] * len(empty), "x", color=colour, markersize=6, clip_on=False)
     axis.set_yscale("log")
     axis.set_ylim(floor, 1.3)
     axis.set_ylabel("density (× = empty layer)")
@@ -284,18 +299,23 @@ def _layer_ticks(axis: plt.Axes, layers: list[str]) -> None:
 def first_layer(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
     """Kept weights of the first convolution, one panel per compression ratio, one tile per filter.
 
-    masks as for `layer_density`. Dark = kept; where the images have colours, the share of input channels that keep it.
+    masks as for `layer_density`. Dark = kept; in between: some input channels keep the weight, others do not.
     """
-    figure, axes = plt.subplots(1, len(masks), figsize=(PAGE if len(masks) > 1 else COLUMN, 2.6), squeeze=False)
+    first = {ratio: next((name, mask) for name, mask in layers.items() if mask.dim() == 4)
+             for ratio, layers in masks.items()}
+    images = [_tiles(mask) for _, mask in first.values()]
+    width = PAGE if len(masks) > 1 else COLUMN
+    height = width / len(masks) * images[0].shape[0] / images[0].shape[1] + 0.5
+    figure, axes = plt.subplots(1, len(masks), figsize=(width, height), squeeze=False)
     parts = []
-    for (ratio, layers), axis in zip(masks.items(), axes[0], strict=True):
-        name, mask = next((name, mask) for name, mask in layers.items() if mask.dim() == 4)
-        axis.imshow(_tiles(mask), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
+    for (ratio, (name, mask)), image, axis in zip(first.items(), images, axes[0], strict=True):
+        axis.imshow(image, cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
         axis.set_axis_off()
         axis.set_title(f"r = {ratio:g}: {int(mask.sum())} of {mask.numel()} kept")
         kept = mask.flatten(1).sum(1).tolist()
-        parts.append(pd.DataFrame({"compression": ratio, "layer": name, "filter": range(len(kept)), "kept": kept}))
-    figure.get_layout_engine().set(wspace=0.06)
+        filters = range(len(kept))
+        parts.append(pd.DataFrame({"compression": ratio, "layer": name, "filter": filters, "kept": kept}))
+    figure.get_layout_engine().set(w_pad=0.12)
     figure.suptitle(title or f"Kept weights of {name.removesuffix('.weight')}")
     figure.data = pd.concat(parts, ignore_index=True)
     return figure

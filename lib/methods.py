@@ -3,7 +3,7 @@
 Published (no suffix): as the method's own paper and official code define it, pruned to the exact count.
 `@written`: as the thesis's equations and text say, where that differs. `@run`: as the thesis's released code computed
 it, faults included. `GlobalLAP` and both `Act` have no published source: their plain reading is the thesis's text.
-A method of your own is one more row (and, if it needs one, a score in `scorers.SCORERS`): see `register`.
+A method of your own is one more row, and a score in `scorers.SCORERS` if it needs a new one: the README shows how.
 """
 
 from dataclasses import dataclass
@@ -99,14 +99,3 @@ def get(name: str) -> Method:
 def dense(method: Method | str) -> str:
     """The name of the unpruned network that serves r = 1 for this method."""
     return DENSE[(method if isinstance(method, Method) else get(method)).init].name
-
-
-def register(method: Method) -> Method:
-    """Adds a row to the table, so that the method appears in every profile, table and figure; returns it.
-
-    Raises `UserError` for a name that is taken.
-    """
-    if method.name in METHODS:
-        raise UserError(f"There is a method {method.name!r} already: choose another name.")
-    METHODS[method.name] = method
-    return method

@@ -1,4 +1,4 @@
-"""The records of finished cells: one append-only file of JSON lines, safe against crashes, full disks and rivals.
+"""The records of finished cells: append-only JSON lines, safe against crashes, rivals and full disks.
 
 `python -m lib.store merge OUT IN [IN ...]` merges stores by key.
 """
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,13 +18,16 @@ from filelock import FileLock, Timeout
 from lib import UserError
 from lib.experiment import VERSION, Cell, Record
 
+OLDER = object()  # stands for a record of an older version
+ADVICE = "delete that line, or bring the file back from a copy."
+
 
 class Store:
     """One `results.jsonl`; a missing file is an empty store.
 
-    Reading drops a torn last line with a warning (a run was killed while it wrote it) and skips records of an older
-    version; a corrupt line anywhere else, or a record of a newer version, raises `UserError`. Where a key has
-    several records, float32 beats other precisions, then the first counts.
+    Reading drops a torn last line with a warning (a run was killed while it wrote it) and skips records of an
+    older version; a corrupt line anywhere else, or a record of a newer version, raises `UserError`. Where a
+    key has several records, float32 beats other precisions, then the first counts.
     """
 
     def __init__(self, path: str | Path):
@@ -43,9 +47,9 @@ class Store:
 
     @contextmanager
     def writing(self, wait: bool = False) -> Iterator["Store"]:
-        """Opens the store for `add`. There is one writer at a time: a second one waits, or raises `UserError`."""
+        """Opens the store for `add`. There is one writer at a time: a second waits, or raises `UserError`."""
         with _locked(self.path, wait):
-            if self._size_now() != self._size:    # another run wrote since we read
+            if self._size_now() != self._size:  # another run wrote since we read
                 self._read()
             try:
                 self._file = open(self.path, "ab", buffering=0)
@@ -66,61 +70,38 @@ class Store:
             raise RuntimeError("Store.add works inside `with store.writing():` only.")
         line = (record.to_json() + "\n").encode()
         try:
-            self._file.truncate(self._end)    # a torn line of an earlier run would glue itself to this one
+            self._file.truncate(self._end)  # a torn line of an earlier run would glue itself to this one
             _write(self._file, line)
-        except BaseException as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            if isinstance(error, OSError):
-                raise UserError(f"{self.path} cannot be written ({error}): make room on the disk, or make the file "
-                                "writable, and start again; no cell that had finished is lost.") from error
+        except OSError as error:
+            self._cut()
+            raise UserError(f"{self.path} cannot be written ({error}): make room on the disk, or make the "
+                            "file writable, and start again; no cell that had finished is lost.") from error
+        except BaseException:  # Ctrl-C in the middle of a line
+            self._cut()
             raise
         self._end += len(line)
         self._size = self._end
         _keep(self.records, record)
 
+    def _cut(self) -> None:
+        """Takes a half-written line off the file; where even that fails, the next `add` does it."""
+        with suppress(OSError):
+            self._file.truncate(self._end)
+
     def _size_now(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+        with suppress(OSError):  # a missing file is empty; what is wrong with another, reading it says
+            return self.path.stat().st_size
+        return 0
 
     def _read(self) -> None:
         """Reads the whole file: `records`, the `_end` of its last whole line, and the `_size` of the file."""
         self.records: dict[str, Record] = {}
-        self._end = self._size = older = 0
-        try:
-            self._size = self._size_now()
-            if self._size:
-                with open(self.path, "rb") as file:
-                    older = self._read_lines(file)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read ({error}): make it readable or move it away.") from error
-        if older:
-            warnings.warn(f"{self.path}: {older} records were made by an older version of these computations and are "
-                          "not used; their cells count as missing.", stacklevel=3)
-
-    def _read_lines(self, file) -> int:
-        """Takes in the lines of an open file; returns how many an older version wrote."""
-        older = 0
-        for number, line in enumerate(file, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("it has no end")
-                found = _parse(line)
-            except ValueError as error:
-                if not isinstance(error, UserError) and not file.peek(1):
-                    warnings.warn(f"{self.path}: the last line (line {number}) is torn, as a killed run leaves it. It "
-                                  "is dropped, and its cell counts as missing.", stacklevel=4)
-                    break
-                raise UserError(f"{self.path}, line {number} is corrupt ({error}): delete that line, or bring the file "
-                                "back from a copy.") from error
-            if isinstance(found, Record):
-                _keep(self.records, found)
-            elif found > VERSION:
-                raise UserError(f"{self.path}, line {number} was written by a newer version of this code ({found}; this "
-                                f"is {VERSION}): update the code, or name another store.")
-            else:
-                older += 1
+        self._end = 0
+        self._size = self._size_now()
+        for record, line in _scan(self.path):
             self._end += len(line)
-        return older
+            if record:
+                _keep(self.records, record)
 
 
 def read(paths: Iterable[str | Path]) -> dict[str, Record]:
@@ -142,46 +123,82 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
         if not path.is_file():
             raise UserError(f"There is no store {path} to merge: check the name.")
     with _locked(out):
-        merged = read([out, *inputs])
-        partial = out.with_name(out.name + ".partial")
-        try:
-            with open(partial, "wb", buffering=0) as file:
-                _write(file, "".join(record.to_json() + "\n" for record in merged.values()).encode())
-            os.replace(partial, out)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error}): make room, or make its folder writable; the stores "
-                            "are as they were.") from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-    return len(merged)
+        merged: dict[str, Record] = {}
+        lines: dict[str, bytes] = {}  # as they stand in their stores, to the byte
+        for record, line in chain.from_iterable(map(_scan, (out, *inputs))):
+            if record and _keep(merged, record):
+                lines[record.key] = line
+        _replace(out, b"".join(lines.values()))
+    return len(lines)
 
 
-def _parse(line: bytes) -> Record | int:
-    """The record of a line, or the number of the version that wrote it where that is another.
+def _scan(path: Path) -> Iterator[tuple[Record | None, bytes]]:
+    """The whole lines of a store, each with its record, or with None where an older version made it."""
+    older = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                found = _judge(line, not line.endswith(b"\n") or not file.peek(1), f"{path}, line {number}")
+                if found is None:
+                    break
+                older += found is OLDER
+                yield (None if found is OLDER else found), line
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): make it readable or move it away.") from error
+    if older:
+        warnings.warn(f"{path}: {older} records were made by an older version of these computations and are "
+                      "not used; their cells count as missing.", stacklevel=2)
+
+
+def _judge(line: bytes, last: bool, where: str) -> Record | object | None:
+    """The record of a line; OLDER for one of an older version; None for a torn last line, with a warning."""
+    try:
+        if not line.endswith(b"\n"):
+            raise ValueError("it has no end")
+        version, record = _parse(line)
+    except UserError as error:
+        raise UserError(f"{where} cannot be used: {error}") from error
+    except ValueError as error:
+        if last:
+            warnings.warn(f"{where}: this last line is torn, as a killed run leaves it. It is dropped, and "
+                          "its cell counts as missing.", stacklevel=3)
+            return None
+        raise UserError(f"{where} is corrupt ({error}): {ADVICE}") from error
+    if version > VERSION:
+        raise UserError(f"{where} is of a newer version of this code ({version}, this is {VERSION}): "
+                        "update the code, or name another store.")
+    return record if version == VERSION else OLDER
+
+
+def _parse(line: bytes) -> tuple[int, Record | None]:
+    """The version that wrote a line, and its record where that version is ours.
 
     Raises `UserError` for JSON that is no record, another `ValueError` for what is no JSON.
     """
     text = line.decode()
     try:
         record = Record.from_json(text)
-        if record.version == VERSION:
-            return record
-        reason = f"version {record.version!r}"
+        if record.version == VERSION and isinstance(record.key, str) and isinstance(record.run, dict):
+            return VERSION, record
+        reason = "it is no record (key, version or run)"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no record: {error!r}"
-    fields = json.loads(text)    # another version may have other fields
+        reason = error if isinstance(error, UserError) else f"it is no record ({error!r})"
+    fields = json.loads(text)  # another version may have other fields
     version = fields.get("version") if isinstance(fields, dict) else None
     if isinstance(version, int) and version != VERSION:
-        return version
-    raise UserError(reason)
+        return version, None
+    raise UserError(f"{reason}: {ADVICE}")
 
 
-def _keep(records: dict[str, Record], record: Record) -> None:
-    """Adds a record where its key has none yet, or where it has float32 and the one there has not."""
+def _keep(records: dict[str, Record], record: Record) -> bool:
+    """Adds a record where its key has none yet, or where it has float32 and the one there has not. Did it?"""
     known = records.get(record.key)
-    if known is None or (_precise(record) and not _precise(known)):
-        records[record.key] = record
+    if known is not None and (_precise(known) or not _precise(record)):
+        return False
+    records[record.key] = record
+    return True
 
 
 def _precise(record: Record) -> bool:
@@ -192,8 +209,23 @@ def _write(file, data: bytes) -> None:
     """Writes all of `data` to an unbuffered file, and on to the disk."""
     rest = memoryview(data)
     while rest:
-        rest = rest[file.write(rest):]    # a disk that fills up takes a part, and raises at the next try
+        rest = rest[file.write(rest):]  # a disk that fills up takes a part, and raises at the next try
     os.fsync(file.fileno())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Gives a file new contents, all at once: it never is half written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb", buffering=0) as file:
+            _write(file, data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): make room on the disk, or make its folder "
+                        "writable; the stores are as they were.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -204,8 +236,8 @@ def _locked(path: Path, wait: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
-        raise UserError(f"{path} is being written by another run (which holds {path}.lock): wait for its end, or stop "
-                        "it.") from None
+        raise UserError(f"{path} is being written by another run (which holds {path}.lock): wait for its "
+                        "end, or stop it.") from None
     except OSError as error:
         raise UserError(f"{path.parent} cannot be written ({error}): make it writable, or choose another "
                         "folder.") from error
@@ -216,7 +248,7 @@ def _locked(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.store", description="Works on stores of finished cells.")
+    parser = argparse.ArgumentParser(prog="python -m lib.store", description="Stores of finished cells.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("merge", help="merge stores by key; what OUT holds already stays")
     command.add_argument("out", metavar="OUT", help="the results.jsonl to write")

@@ -2,14 +2,16 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
+from itertools import groupby
 
 import torch
 
-from lib import experiment, methods
+from lib import UserError, experiment
 from lib.experiment import Cell, Record
 from lib.store import Store
 
@@ -29,15 +31,18 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
     and the cells in flight, and only those, are lost.
     """
-    todo = missing(cells, store)
-    if not todo:
+    cells = list(cells)
+    if not missing(cells, store):
         return []
     own = executor is None
-    workers = min(workers or os.cpu_count() or 1, len(todo))
+    workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
     try:
-        with store.writing():
-            return _drain(todo, store, executor, workers if own else 64, data_root, budget, say)
+        with store.writing():  # reads again what another run has written since
+            return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say)
+    except BrokenExecutor as error:
+        raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
+                        "No finished cell is lost.") from error
     except BaseException:
         if own:
             _stop(executor)
@@ -49,49 +54,51 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
 
 def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, data_root: str | None,
            budget: float | None, say: Callable[[str], None]) -> list[str]:
-    """Keeps `at_once` cells in flight until none is left or the budget is spent."""
-    began, queue, flying, failures, done = time.monotonic(), iter(todo), {}, [], 0
+    """Keeps `at_once` tasks in flight until none is left or the budget is spent."""
+    began, queue, flying, failures, done = time.monotonic(), iter(tasks(todo)), {}, [], 0
 
     def launch() -> None:
         spent = time.monotonic() - began
-        cell = next(queue, None) if budget is None or spent < budget else None
-        if cell is not None:
-            flying[executor.submit(compute, cell, data_root)] = cell
+        task = next(queue, None) if budget is None or spent < budget else None
+        if task is not None:
+            flying[executor.submit(compute, task, data_root)] = task
 
     for _ in range(at_once):
         launch()
     while flying:
         finished, _ = wait(flying, return_when=FIRST_COMPLETED)
         for future in finished:
-            cell = flying.pop(future)
-            outcome = _collect(future, cell, store, failures)
-            done += 1
-            say(f"[{done}/{len(todo)}] {describe(cell)}: {outcome}{_estimate(began, done, len(todo))}")
+            for cell, outcome in zip(flying.pop(future), future.result(), strict=True):
+                done += 1
+                if isinstance(outcome, Record):
+                    store.add(outcome)
+                else:
+                    failures.append(f"{describe(cell)}: {outcome}")
+                say(f"[{done}/{len(todo)}] {describe(cell)}: {summary(outcome)}{_estimate(began, done, len(todo))}")
             launch()
     return failures
 
 
-def _collect(future: Future, cell: Cell, store: Store, failures: list[str]) -> str:
-    """Stores a finished cell; returns what to say of it."""
-    error = future.exception()
-    if error is not None:
-        failures.append(f"{describe(cell)}: {type(error).__name__}: {error}")
-        return f"FAILED: {error}"
-    record = future.result()
-    store.add(record)
-    return summary(record)
+def tasks(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
+    """What is sent to a worker at a time: one cell; of cells that train nothing, neighbours that share a score."""
+    groups = groupby(cells, key=lambda cell: cell if cell.epochs else (cell.score_key, cell.batch_size))
+    return [tuple(group) for _, group in groups]
 
 
-def compute(cell: Cell, data_root: str | None) -> Record:
-    """What a worker does: one cell, on one thread."""
+def compute(cells: tuple[Cell, ...], data_root: str | None) -> list[Record | str]:
+    """What a worker does, on one thread: each cell's record, or what went wrong with it."""
     torch.set_num_threads(1)
-    return experiment.run(cell, data_root)
+    outcomes = []
+    for cell in cells:
+        try:
+            outcomes.append(experiment.run(cell, data_root))
+        except Exception as error:  # one cell's failure must not cost the others
+            outcomes.append(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    return outcomes
 
 
 def _prepare() -> None:
     """A worker ends with its parent, however that ends, and leaves Ctrl-C to it."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -108,8 +115,10 @@ def describe(cell: Cell) -> str:
     return f"{cell.dataset}/{cell.model} {cell.method} r={cell.compression:g} seed {cell.seed}"
 
 
-def summary(record: Record) -> str:
+def summary(record: Record | str) -> str:
     """What came of a cell in a few words."""
+    if isinstance(record, str):
+        return f"FAILED: {record}"
     collapsed = ", collapsed" if record.report["collapsed"] else ""
     compression = f"compression {record.report['compression']:.4g}{collapsed}"
     if not record.history:

@@ -1,15 +1,19 @@
 """From records to the numbers of the paper: one frame, then tables beside the thesis's own, then its claims.
 
-Everything here reads records or a frame made of them and computes no cell. Two accountings of an accuracy stand side
-by side: *plain*, correct / all test images after the last epoch, and *the thesis's*, the best epoch's (the untrained
-network included, top-1 and top-5 each on its own) times 0.98892.
+Everything here reads records or a frame made of them and computes no cell. Two accountings of an accuracy
+stand side by side: *plain*, correct / all test images after the last epoch, and *the thesis's*, the best
+epoch's (the untrained network included, top-1 and top-5 each on its own) times 0.98892.
 """
 
 import dataclasses
 import functools
+import hashlib
 import html
+import importlib.metadata
 import math
 import os
+import platform
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,40 +23,47 @@ from scipy import stats
 from lib import UserError, methods
 
 # The thesis's order of methods in Tables 4.2-4.5; OBD, which it ran on the CNN only, comes last.
-THESIS = ("GlobalMag", "GlobalGrad", "GlobalAct", "GlobalLAP", "LayerMag", "LayerGrad", "LayerAct", "LayerLAP",
-          "LAMP", "SNIP", "GraSP", "SynFlow", "Random")
+THESIS = ("GlobalMag", "GlobalGrad", "GlobalAct", "GlobalLAP", "LayerMag", "LayerGrad", "LayerAct",
+          "LayerLAP", "LAMP", "SNIP", "GraSP", "SynFlow", "Random")
 ORDER = (*THESIS, "OBD")
 RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 READINGS = ("run", "written", "published")
 STAND_INS = {"mnist": "digits", "cifar10": "shapes10", "cifar100": "shapes100"}
 LABELS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
           "cnn": "CNN", "vgg16": "VGG-16", "resnet56": "ResNet-56"}
-# What a reading's accuracies are compared with decides how they are counted: `run` with the thesis's printed numbers.
+# How a reading's accuracies are counted: `run` as the thesis counts, with whose numbers it is compared.
 ACCOUNTING = {"run": "_thesis", "written": "", "published": ""}
 DASH = "–"
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
-_COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images", "done",
-            "top1", "top5", "top1_thesis", "top5_thesis", "compression_achieved", "compression_released", "collapsed",
-            "empty_layers", "effective_compression", "diverged", "precision", "seconds", "test_images"]
+_COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
+            "done", "top1", "top5", "top1_thesis", "top5_thesis", "compression_achieved",
+            "compression_released", "collapsed", "empty_layers", "effective_compression", "diverged",
+            "precision", "seconds", "test_images"]
 
 
-# ---- Records to a frame -------------------------------------------------------------------------------------------
+# ---- Records to a frame ------------------------------------------------------------------------------------
 
 def thesis_factor(test_images: int) -> float:
-    """What the released code multiplies an accuracy with: batches of 128, the short last one divided by 128 as well.
+    """What the released code multiplies an accuracy with: it divides the short last batch by 128 as well.
 
     10000 / (79 * 128) = 0.98892 for 10,000 test images (`shrinkbench/experiment/train.py`:185-200).
     """
     return test_images / (math.ceil(test_images / 128) * 128)
 
 
-def frame(records: Iterable, cells: Iterable | None = None) -> pd.DataFrame:
-    """One row for each record, or, with `cells`, one for each of these: `done` says whether its record is there.
+def factor_of(rows: pd.DataFrame, reading: str) -> float:
+    """The factor in a reading's accuracies: the thesis's for `run`, 1 for the others."""
+    images = rows["test_images"].astype(float).max()
+    return thesis_factor(int(images)) if ACCOUNTING[reading] and images > 0 else 1.0
 
-    Accuracies in percent of the test images: `top1`, `top5` after the last epoch, `top1_thesis`, `top5_thesis` by the
-    thesis's accounting. `compression` is the ratio asked for, `compression_achieved` counts masks,
-    `compression_released` values, as the released code does. A row of a cell without a record holds NaN.
+
+def frame(records: Iterable, cells: Iterable | None = None) -> pd.DataFrame:
+    """One row for each record or, with `cells`, for each of these: `done` says whether its record is there.
+
+    Accuracies in percent of the test images: `top1`, `top5` after the last epoch, `top1_thesis` and
+    `top5_thesis` by the thesis's accounting. `compression` is the ratio asked for, `compression_achieved`
+    counts masks, `compression_released` values, as the released code does. Without a record a row holds NaN.
     """
     if cells is None:
         rows = [_row(record.cell, record) for record in records]
@@ -69,8 +80,8 @@ def _row(cell, record) -> dict:
         return row | {"done": False}
     report, run = record.report, record.run
     return row | _accuracies(record) | {
-        "done": True, "compression_achieved": report["compression"], "empty_layers": len(report["empty_layers"]),
-        "compression_released": report["compression_released"], "collapsed": report["collapsed"],
+        "done": True, "compression_achieved": report["compression"], "collapsed": report["collapsed"],
+        "compression_released": report["compression_released"], "empty_layers": len(report["empty_layers"]),
         "effective_compression": report["effective_compression"], "diverged": run.get("diverged"),
         "precision": run.get("precision"), "seconds": run.get("seconds"), "test_images": record.test_images,
     }
@@ -87,7 +98,7 @@ def _accuracies(record) -> dict[str, float]:
 
 
 def bases() -> list[str]:
-    """Every method of the table, without its reading: the thesis's order, then OBD, then any that was registered."""
+    """Every method of the table, without its reading: in the thesis's order, then OBD, then any other."""
     return list(dict.fromkeys([*ORDER, *(method.base for method in methods.METHODS.values())]))
 
 
@@ -105,7 +116,7 @@ def label(name: str) -> str:
 
 
 def dataset_for(pairs: Iterable[str], model: str, count: int = 10) -> str:
-    """The data set that plays the thesis's part for `model` with `count` classes, among pairs "dataset/model".
+    """Which data set of the pairs "dataset/model" plays the thesis's part for `model` with `count` classes.
 
     The real set if it is there or if nothing is; its stand-in if only that is.
     """
@@ -115,12 +126,18 @@ def dataset_for(pairs: Iterable[str], model: str, count: int = 10) -> str:
     return STAND_INS[real] if only_stand_in else real
 
 
+def high_ratios(compressions: Iterable[float]) -> tuple[float, float]:
+    """The two ratios of the tables: 32 and 64, or a profile's own two largest where it lacks one of these."""
+    above = sorted({1.0, *map(float, compressions)})
+    return (32.0, 64.0) if {32.0, 64.0} <= set(above) or len(above) < 3 else tuple(above[-2:])
+
+
 def _pairs(frame: pd.DataFrame) -> list[str]:
     return list((frame["dataset"] + "/" + frame["model"]).unique()) if len(frame) else []
 
 
 def select(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
-    """The rows of one data set and model. Raises `UserError` where they mix recipes: their mean would mean nothing."""
+    """The rows of one data set and model. Raises `UserError` where they mix recipes: no mean would hold."""
     rows = frame[(frame["dataset"] == dataset) & (frame["model"] == model)]
     for column in _RECIPE:
         if rows[column].nunique(dropna=False) > 1:
@@ -131,7 +148,7 @@ def select(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
 
 
 def expand(frame: pd.DataFrame) -> pd.DataFrame:
-    """Gives every method its point at r = 1: the dense network of its initialisation. Dense rows themselves go."""
+    """Gives every method its point at r = 1, the dense network of its initialisation; the dense rows go."""
     dense, pruned = frame[frame["base"] == "Dense"], frame[frame["base"] != "Dense"]
     if dense.empty or pruned.empty:
         return pruned
@@ -143,19 +160,21 @@ def expand(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([points, pruned], ignore_index=True)
 
 
-def coverage(rows: pd.DataFrame, names: Iterable[str], ratios: Iterable[float], column: str) -> tuple[int, int]:
-    """(k, n): n cells make up these methods and ratios for every seed of `rows`, and k of them have a `column`.
+def coverage(rows: pd.DataFrame, names: Iterable[str], ratios: Iterable[float],
+             column: str) -> tuple[int, int]:
+    """(k, n): n cells make up these methods and ratios for every seed of `rows`; k of them have a `column`.
 
     The dense cell of an initialisation counts once, however many methods it serves at r = 1.
     """
-    wanted = {(methods.dense(name) if ratio == 1 else name, float(ratio)) for name in names for ratio in ratios}
+    wanted = {(methods.dense(name) if ratio == 1 else name, float(ratio))
+              for name in names for ratio in ratios}
     there = rows.dropna(subset=[column])
     keys = set(zip(there["method"], there["compression"].astype(float), there["seed"], strict=True))
     return sum(key[:2] in wanted for key in keys), len(wanted) * max(1, rows["seed"].nunique())
 
 
 def summary(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`mean`, `half` (width of the 95 % interval of Student's t over the seeds; NaN for one seed) and `seeds`.
+    """`mean`, `half` (the mean's 95 % interval over seeds by Student's t; NaN for one seed) and `seeds`.
 
     One row per method and compression asked for; rows without a value are left out.
     """
@@ -166,11 +185,15 @@ def summary(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return found
 
 
-# ---- Tables 4.2-4.5 -----------------------------------------------------------------------------------------------
+# ---- Tables 4.2-4.5 ----------------------------------------------------------------------------------------
 
-@functools.cache
 def thesis() -> pd.DataFrame:
     """Tables 4.2-4.5 as printed (`published/thesis.csv`): percent, the thesis's accounting."""
+    return _thesis().copy()
+
+
+@functools.cache
+def _thesis() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).parent.parent / "published" / "thesis.csv", dtype={"table": str})
 
 
@@ -213,7 +236,8 @@ class Table:
 
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "--",
-               "±": r"$\pm$", "−": "$-$", "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$",
+               "·": r"$\cdot$", "⌈": r"$\lceil$", "⌉": r"$\rceil$", "±": r"$\pm$", "−": "$-$",
+               "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "“": "``", "”": "''",
                **{character: f"\\{character}" for character in "&%$#_{}"}}
     return "".join(special.get(character, character) for character in str(text))
 
@@ -249,7 +273,7 @@ def write(path: Path | str, content: str | bytes) -> None:
 
 
 def save(table: Table, stem: Path | str) -> Table:
-    """Writes `stem`.csv, `stem`.md and `stem`.tex, each whole or not at all, and hands the table back to be shown."""
+    """Writes `stem`.csv, .md and .tex, each whole or not at all, and hands the table back to be shown."""
     for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
         write(f"{stem}.{suffix}", text)
     return table
@@ -258,9 +282,9 @@ def save(table: Table, stem: Path | str) -> Table:
 def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
     """Tables 4.2-4.5 and the table of MNIST: the thesis's numbers beside ours, by data set, ratio and method.
 
-    For both metrics: the thesis as printed and divided by 0.98892; `@run` by the thesis's accounting (to be compared
-    with what is printed) and plain; `@written` where it exists; published. Then the compression of the masks.
-    An en dash marks a cell that is not there, an empty one a number that nobody defines.
+    For both metrics: the thesis as printed and divided by 0.98892; `@run` by the thesis's accounting (to be
+    compared with what is printed) and plain; `@written` where it exists; published. Then the compression of
+    the masks. An en dash marks a cell that is not there, an empty field a number that does not exist.
     """
     sets = [dataset_for(_pairs(frame), model, count) for count in ((10,) if model == "cnn" else (10, 100))]
     parts, blocks = [select(frame, dataset, model) for dataset in sets], []
@@ -272,25 +296,31 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
     if len(ratios) == 1:
         body = body.drop(columns="r", level=1)
     at = " and ".join(f"r = {ratio:g}" for ratio in ratios)
-    head = f"{label(model)} on {' and '.join(map(label, sets))} at a compression ratio of {at}, accuracy in percent."
-    notes = [_notes(part, ratios) for part in parts]
-    return Table(" ".join([head, *dict.fromkeys(note for several in notes for note in several), *_legend(model)]), body)
+    head = f"{label(model)} on {' and '.join(map(label, sets))} at {at}, accuracy in percent."
+    notes = [_notes(part, dataset, ratios) for dataset, part in zip(sets, parts, strict=True)]
+    if model != "cnn" and not set(ratios) <= set(_thesis()["compression"]):
+        head += " The thesis prints r = 32 and 64 only."
+    sentences = dict.fromkeys([head, *(note for several in notes for note in several), *_legend(model)])
+    return Table(" ".join(sentences), body)
 
 
 def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.DataFrame:
     """The rows of one data set and ratio."""
     rows, lines = rows[rows["compression"] == ratio], []
+    columns = ("top5", "top5_thesis", "top1", "top1_thesis", "compression_achieved")
+    found = {column: summary(rows, column).set_index("method") for column in columns}
     for base in bases():
+        run, written = f"{base}@run", f"{base}@written"
         line = {("", "Data set"): LABELS.get(dataset, dataset), ("", "r"): f"{ratio:g}", ("", "Method"): base}
         for metric, group in (("top5", "Top-5"), ("top1", "Top-1")):
             printed, corrected = _printed(dataset, model, ratio, base, metric)
             line |= {(group, "printed"): printed, (group, "corrected"): corrected,
-                     (group, "@run as printed"): _cell(rows, f"{base}@run", f"{metric}_thesis"),
-                     (group, "@run"): _cell(rows, f"{base}@run", metric),
-                     (group, "@written"): _cell(rows, f"{base}@written", metric),
-                     (group, "published"): _cell(rows, base, metric)}
-        for reading, name in (("@run", f"{base}@run"), ("published", base)):
-            line["Compression", reading] = _cell(rows, name, "compression_achieved", interval=False)
+                     (group, "@run as printed"): _cell(found[f"{metric}_thesis"], run),
+                     (group, "@run"): _cell(found[metric], run),
+                     (group, "@written"): _cell(found[metric], written),
+                     (group, "published"): _cell(found[metric], base)}
+        for reading, method in (("@run", run), ("published", base)):
+            line["Compression", reading] = _cell(found["compression_achieved"], method, interval=False)
         lines.append(line)
     return pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples(lines[0]))
 
@@ -298,89 +328,95 @@ def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.Dat
 def _printed(dataset: str, model: str, ratio: float, base: str, metric: str) -> tuple[str, str]:
     """The thesis's number, with its asterisk, and the same divided by the factor; empty where it has none."""
     real = {stand_in: real for real, stand_in in STAND_INS.items()}.get(dataset, dataset)
-    rows = thesis().query("dataset == @real and model == @model and compression == @ratio and method == @base")
-    if rows.empty:
+    table = _thesis().set_index(["dataset", "model", "compression", "method"])
+    if (real, model, ratio, base) not in table.index:
         return "", ""
-    value = rows[metric].item()
-    return f"{value:.2f}{'*' if rows['starred'].item() else ''}", f"{value / thesis_factor(10_000):.2f}"
+    number = table.loc[(real, model, ratio, base)]
+    star = "*" if number["starred"] else ""
+    return f"{number[metric]:.2f}{star}", f"{number[metric] / thesis_factor(10_000):.2f}"
 
 
-def _cell(rows: pd.DataFrame, method: str, column: str, interval: bool = True) -> str:
+def _cell(found: pd.DataFrame, method: str, interval: bool = True) -> str:
+    """Mean and interval of a method; a dash where it has no cell, nothing where there is no such reading."""
     if method not in methods.METHODS:
         return ""
-    found = summary(rows[rows["method"] == method], column)
-    if found.empty:
+    if method not in found.index:
         return DASH
-    half = found["half"].item()
-    return f"{found['mean'].item():.2f}" + (f" ± {half:.2f}" if interval and half == half else "")
+    mean, half = found.loc[method, ["mean", "half"]]
+    return f"{mean:.2f}" + (f" ± {half:.2f}" if interval and pd.notna(half) else "")
 
 
-def _notes(rows: pd.DataFrame, ratios: Iterable[float]) -> list[str]:
-    """What a reader must know of these rows: how many are there, how trained, which seeds, what went wrong."""
-    rows = rows[rows["compression"].isin(ratios)]
-    there = rows.dropna(subset=["top1"])
+def _notes(rows: pd.DataFrame, dataset: str, ratios: Iterable[float]) -> list[str]:
+    """What a reader must know of these rows: how many there are, how trained, with which seeds."""
     k, n = coverage(rows, methods.METHODS, ratios, "top1")
-    where = f"{label(rows['dataset'].iloc[0])}: " if len(rows) else ""
-    notes = [f"{where}{k} of {n} cells."] if k < n else []
-    return notes + recipe(there)
+    there = rows[rows["compression"].isin(ratios)].dropna(subset=["top1"])
+    facts = ([f"{k} of {n} cells"] if k < n else []) + _recipe(there)
+    return [f"{LABELS.get(dataset, dataset)}: {', '.join(facts)}."] + _seeds(there)
 
 
-def recipe(there: pd.DataFrame) -> list[str]:
-    """Sentences on how the rows of a figure or table came about; none for no rows."""
+def _recipe(there: pd.DataFrame) -> list[str]:
+    """How the rows were trained, and what is to be known of it."""
     if there.empty:
         return []
-    first, seeds = there.iloc[0], sorted(there["seed"].unique())
-    notes = [f"{label(first['dataset'])}: {first['epochs']} epochs at learning rate {first['learning_rate']:g}"
-             + (f", width {first['width']:g}" if first["width"] != 1 else "")
-             + (f", {first['train_images']:.0f} training images" if pd.notna(first["train_images"]) else "") + "."]
-    notes.append(f"Seed {seeds[0]}." if len(seeds) == 1 else
-                 f"Mean ± 95 % interval of Student's t over up to {len(seeds)} seeds ({', '.join(map(str, seeds))}).")
-    if there["diverged"].notna().any():
-        notes.append(f"{there['diverged'].notna().sum()} cells diverged.")
-    reduced = there[~there["precision"].isin(["float32"])]
-    return notes + ([f"{len(reduced)} cells not in float32."] if len(reduced) else [])
+    first = there.iloc[0]
+    facts = [f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''}",
+             f"learning rate {first['learning_rate']:g}"]
+    facts += [f"width {first['width']:g}"] if first["width"] != 1 else []
+    facts += [f"{first['train_images']:.0f} training images"] if pd.notna(first["train_images"]) else []
+    diverged, reduced = int(there["diverged"].notna().sum()), int((there["precision"] != "float32").sum())
+    facts += [f"{diverged} cells diverged"] if diverged else []
+    return facts + ([f"{reduced} cells not in float32"] if reduced else [])
+
+
+def _seeds(there: pd.DataFrame) -> list[str]:
+    seeds = ", ".join(map(str, sorted(there["seed"].unique())))
+    if there["seed"].nunique() < 2:
+        return [f"Seed {seeds}."] if seeds else []
+    return [f"Mean ± 95 % interval of Student's t over up to {there['seed'].nunique()} seeds ({seeds})."]
 
 
 def _legend(model: str) -> list[str]:
+    """What the columns count, and what the thesis did not do."""
+    counted = "the best epoch's accuracy × n/(128·⌈n/128⌉) for n test images, as the thesis counts"
     if model == "cnn":
-        return ["“thesis's”: the best epoch's accuracy × 0.98892, as the thesis counts."]
-    return ["“printed” and “@run as printed”: the best epoch's accuracy × 0.98892, as the thesis counts; “corrected”: "
-            "printed ÷ 0.98892. * starred in the thesis for its compression error. OBD is not in the thesis's table, "
-            "so OBD@run is what its code would have done."]
+        return [f"“@run as printed”: {counted}."]
+    factor = thesis_factor(10_000)
+    return [f"“printed” and “@run as printed”: {counted}; “corrected”: printed ÷ {factor:.5f}.",
+            "* starred in the thesis for its compression error.",
+            "OBD is not in the thesis's table: OBD@run is what its code would have done."]
 
 
-# ---- What the thesis claims ---------------------------------------------------------------------------------------
-
-class Missing(Exception):
-    """The cells that a claim needs are not there: only k of n."""
-
-    def __init__(self, k: int, n: int):
-        super().__init__(f"not decidable ({k} of {n} cells)")
-
+# ---- What the thesis claims --------------------------------------------------------------------------------
 
 @dataclasses.dataclass(frozen=True)
 class View:
     """A frame in one reading, as the claims ask it: means over the seeds that have all the cells asked for.
 
-    `run` counts as the thesis does (best epoch × 0.98892; compression by values), `published` plainly (by masks).
+    `run` counts as the thesis does (best epoch × 0.98892, compression by values), `published` plainly.
     """
 
     frame: pd.DataFrame
     reading: str
+    asked: dict[tuple, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def rows(self, model: str, count: int) -> pd.DataFrame:
         rows = select(self.frame, dataset_for(_pairs(self.frame), model, count), model)
         return rows[(rows["reading"] == self.reading) & (rows["base"] != "Dense")]
 
     def values(self, column: str, model: str, count: int, bases=THESIS, ratios=None) -> pd.DataFrame:
-        """Mean of `column`, one row per method and one column per ratio (all above 1). Raises `Missing`."""
+        """Mean of `column`, one row per method and one column per ratio (by default all above 1).
+
+        Zeros where cells are missing: `asked` then says how many, and no answer made of them counts.
+        """
         rows = self.rows(model, count)
         ratios = list(ratios or sorted(rows["compression"].unique()) or RATIOS[1:])
         names = [base if self.reading == "published" else f"{base}@{self.reading}" for base in bases]
         counts = {seed: coverage(part, names, ratios, column) for seed, part in rows.groupby("seed")}
         whole = [seed for seed, (k, n) in counts.items() if k == n]
+        best = max(counts.values(), default=(0, len(names) * len(ratios)))
+        self.asked[model, count, *names, *ratios] = best
         if not whole:
-            raise Missing(*max(counts.values(), default=(0, len(names) * len(ratios))))
+            return pd.DataFrame(0.0, list(bases), ratios)
         rows = rows[rows["seed"].isin(whole)].astype({column: float})
         return rows.pivot_table(index="base", columns="compression", values=column).loc[list(bases), ratios]
 
@@ -399,13 +435,11 @@ class View:
     def at_chance(self, top1: pd.DataFrame, model: str, count: int) -> pd.DataFrame:
         """Whether an accuracy is what one constant answer reaches, give or take 5 % of it."""
         dataset = dataset_for(_pairs(self.frame), model, count)
-        images = self.rows(model, count)["test_images"].max()
-        factor = thesis_factor(int(images)) if ACCOUNTING[self.reading] else 1
-        return top1 <= 1.05 * constant_answer(dataset) * factor
+        return top1 <= 1.05 * constant_answer(dataset) * factor_of(self.rows(model, count), self.reading)
 
 
 def constant_answer(dataset: str) -> float:
-    """Top-1 in percent of always naming the most frequent class, which is all that a collapsed network can do."""
+    """Top-1 in percent of always naming the most frequent class: all that a collapsed network can reach."""
     # 1,135 of MNIST's 10,000 test images are ones; the other test sets are balanced.
     return 11.35 if dataset == "mnist" else 100 / classes(dataset)
 
@@ -429,7 +463,7 @@ def snip_first_on_resnet(view: View) -> Answer:
     answers = [place(view, "resnet56", count, ratio, "SNIP", ("GraSP", "SynFlow"))
                for count in (10, 100) for ratio in (32, 64)]
     first = sum(answer for _, answer in answers)
-    return f"first in {first} of {len(answers)}", first == len(answers)
+    return f"first in {first} of {len(answers)}", first >= 3
 
 
 def layers_survive(view: View) -> Answer:
@@ -444,15 +478,17 @@ def layers_survive(view: View) -> Answer:
     return f"at chance level: {', '.join(failed) or 'none'}", answer
 
 
-def lamp_keeps_most(view: View) -> Answer:
-    """From r = 32 to 64 on VGG-16, which method above chance level keeps the largest share of its top-1?"""
+def lamp_keeps_more(view: View) -> Answer:
+    """From r = 32 to 64 on VGG-16, does LAMP keep a larger share of its top-1 than most others?"""
     shares = []
     for count in (10, 100):
         top1 = view.top1("vgg16", count, [base for base in THESIS if base != "GraSP"], [32, 64])
         alive = ~view.at_chance(top1, "vgg16", count)[32]
         shares.append(100 * (top1[64] / top1[32])[alive])
     kept = pd.concat(shares, axis=1).dropna().mean(axis=1)
-    return f"share kept in percent: {_ranking(kept)}", len(kept) > 0 and kept.idxmax() == "LAMP"
+    lamp = kept.get("LAMP", 0.0)
+    fewer = int((kept < lamp).sum())
+    return f"LAMP keeps {lamp:.0f} %, {fewer} of {len(kept) - 1} others less", 2 * fewer > len(kept) - 1
 
 
 def snip_most_consistent(view: View) -> Answer:
@@ -484,7 +520,7 @@ def recovers(view: View) -> Answer:
 
 
 def grasp_matches_snip(view: View) -> Answer:
-    """On VGG-16 and CIFAR-10, is GraSP at r = 64 within 5 points of SNIP at r = 32, and neither at chance level?"""
+    """On VGG-16 and CIFAR-10, is GraSP at r = 64 within 5 points of SNIP at r = 32, both above chance?"""
     top1 = view.top1("vgg16", 10, ["SNIP", "GraSP"], [32, 64])
     grasp, snip = top1.loc["GraSP", 64], top1.loc["SNIP", 32]
     alive = not view.at_chance(top1, "vgg16", 10).loc[["GraSP", "SNIP"], [64, 32]].to_numpy().diagonal().any()
@@ -504,7 +540,8 @@ def grasp_loses_to_snip(view: View) -> Answer:
     losses = []
     for count in (10, 100):
         top1 = view.top1("resnet56", count, ["SNIP", "GraSP"])
-        losses += [top1.loc["GraSP", r] < top1.loc["SNIP", r / 2] for r in top1.columns if r / 2 in top1.columns]
+        ratios = [ratio for ratio in top1.columns if ratio / 2 in top1.columns]
+        losses += [top1.loc["GraSP", ratio] < top1.loc["SNIP", ratio / 2] for ratio in ratios]
     return f"loses in {sum(losses)} of {len(losses)}", 2 * sum(losses) > len(losses)
 
 
@@ -560,7 +597,7 @@ def top_four(view: View) -> Answer:
 
 
 def others_collapsed(view: View) -> Answer:
-    """Is every method but the top four at chance level at r = 64? Says as well through how many masks nothing passes."""
+    """Is every method but the top four at chance level at r = 64? Tells how many masks let nothing pass."""
     others = [base for base in ORDER if base not in TOP_FOUR]
     top1 = view.top1("cnn", 10, others, [64])
     at_chance = view.at_chance(top1, "cnn", 10)[64]
@@ -578,7 +615,8 @@ class Claim:
     decide: Callable[[View], Answer]
 
 
-_VGG, _HALF = functools.partial(place, model="vgg16"), functools.partial(under_prunes, base="GraSP", least=45, most=55)
+_VGG = functools.partial(place, model="vgg16")
+_HALF = functools.partial(under_prunes, base="GraSP", least=45, most=55)
 CLAIMS = (
     Claim("4.3", "VGG-16 on CIFAR-10 at r = 32: SNIP is best", "SNIP first, GraSP (starred) apart",
           functools.partial(_VGG, count=10, ratio=32, base="SNIP", apart=("GraSP",))),
@@ -593,9 +631,9 @@ CLAIMS = (
     Claim("4.3", "VGG-16: global methods collapse where layer-wise ones survive",
           "some global and no layer-wise method at chance level at r = 64", layers_survive),
     Claim("4.3", "VGG-16: LAMP is more consistent at high sparsity",
-          "LAMP keeps most of its top-1 from r = 32 to 64", lamp_keeps_most),
-    Claim("4.3", "VGG-16: SNIP is the most consistent over all ratios", "SNIP has the best mean rank, GraSP apart",
-          snip_most_consistent),
+          "LAMP keeps a larger share of its top-1 from r = 32 to 64 than most", lamp_keeps_more),
+    Claim("4.3", "VGG-16: SNIP is the most consistent over all ratios",
+          "SNIP has the best mean rank, GraSP apart", snip_most_consistent),
     Claim("4.3", "VGG-16: GraSP nearly always under-prunes by 50 %", "median error −45 to −55 %",
           functools.partial(_HALF, model="vgg16", count=10)),
     Claim("4.3", "VGG-16 on CIFAR-10: at its real compression GraSP is about as good as SNIP",
@@ -605,7 +643,7 @@ CLAIMS = (
     Claim("4.3", "ResNet-56: only GlobalAct and Random collapse", "these two at chance level, no other",
           only_these_collapse),
     Claim("4.3", "ResNet-56: SNIP is best where compression errors are small",
-          "SNIP first in all of Tables 4.4 and 4.5, GraSP and SynFlow apart", snip_first_on_resnet),
+          "SNIP first in at least 3 of 4 columns of top-1, GraSP and SynFlow apart", snip_first_on_resnet),
     Claim("4.3", "ResNet-56: SynFlow hardly prunes", "compression below 2 at the largest r", hardly_prunes),
     Claim("4.3", "ResNet-56: GraSP compresses at half the rate", "median error −45 to −55 %",
           functools.partial(_HALF, model="resnet56", count=10)),
@@ -615,50 +653,97 @@ CLAIMS = (
           most_lose_to_random),
     Claim("4.3", "Magnitude-based methods apart from LAMP rarely beat random pruning",
           "Random wins more than two thirds", magnitude_loses_to_random),
-    Claim("4.3", "On CIFAR-100 even SNIP is surpassed by random pruning at some ratios", "Random wins at least once",
-          snip_surpassed_by_random),
+    Claim("4.3", "On CIFAR-100 even SNIP is surpassed by random pruning at some ratios",
+          "Random wins at least once", snip_surpassed_by_random),
     Claim("4.2.3, 4.3", "CNN on MNIST: GraSP under-prunes by 30-50 %", "median error −30 to −50 %",
           functools.partial(under_prunes, model="cnn", count=10, base="GraSP", least=30, most=50)),
     Claim("4.2.3, 4.3", "CNN on MNIST: OBD under-prunes by 20-50 %", "median error −20 to −50 %",
           functools.partial(under_prunes, model="cnn", count=10, base="OBD", least=20, most=50)),
     Claim("4.3", "CNN on MNIST: both recover the right compression at higher sparsity",
           "error at the largest r at least 5 points nearer to 0 than at its worst", recovers),
-    Claim("4.3", "CNN on MNIST: the top four are GraSP, OBD, GlobalGrad and SNIP", "these four first at r = 64",
-          top_four),
-    Claim("4.3", "CNN on MNIST: every other method has collapsed by r = 64", "the other ten at chance level at r = 64",
-          others_collapsed),
+    Claim("4.3", "CNN on MNIST: the top four are GraSP, OBD, GlobalGrad and SNIP",
+          "these four first at r = 64", top_four),
+    Claim("4.3", "CNN on MNIST: every other method has collapsed by r = 64",
+          "the other ten at chance level at r = 64", others_collapsed),
 )
 
 
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
-    """The thesis's claims, each asked of the `@run` reading (the thesis's accounting) and of the published (plain).
+    """The thesis's claims, asked of the `@run` reading (in the thesis's accounting) and the published.
 
-    Columns: section, claim, expected, and for both readings what was obtained and the verdict: agrees, disagrees, or
-    not decidable with k of n cells.
+    Columns: section, claim, expected, and for both readings what was obtained and the verdict: agrees,
+    disagrees, or not decidable with k of n cells.
     """
     lines = []
     for claim in CLAIMS:
         line = {"section": claim.section, "claim": claim.text, "expected": claim.expected}
         for reading in ("run", "published"):
-            try:
-                obtained, answer = claim.decide(View(frame, reading))
-                verdict = "agrees" if answer else "disagrees"
-            except Missing as missing:
-                obtained, verdict = DASH, str(missing)
             name = "@run" if reading == "run" else reading
-            line |= {f"{name}: obtained": obtained, f"{name}: verdict": verdict}
+            line[f"{name}: obtained"], line[f"{name}: verdict"] = judge(claim, frame, reading)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def judge(claim: Claim, frame: pd.DataFrame, reading: str) -> tuple[str, str]:
+    """What a claim finds in one reading, and the verdict."""
+    view = View(frame, reading)
+    obtained, answer = claim.decide(view)
+    k, n = map(sum, zip(*view.asked.values(), strict=True))
+    if k < n:
+        return DASH, f"not decidable ({k} of {n} cells)"
+    return obtained, "agrees" if answer else "disagrees"
 
 
 def claims_table(frame: pd.DataFrame) -> Table:
     """`claims` under a caption that says how accuracies and compressions were counted, and on which data."""
     found = claims(frame)
-    decided = [int(found[f"{name}: verdict"].isin(["agrees", "disagrees"]).sum()) for name in ("@run", "published")]
+    counts = [found[f"{name}: verdict"].value_counts() for name in ("@run", "published")]
+    run, published = (f"{count.get('agrees', 0)} agree and {count.get('disagrees', 0)} disagree"
+                      for count in counts)
     stand_ins = sorted(set(frame["dataset"]) & set(STAND_INS.values()))
-    caption = (f"What the thesis claims, and what these cells say: {decided[0]} of {len(found)} claims decided in the "
-               f"@run reading, {decided[1]} in the published. @run: best epoch × 0.98892 and compression by values, as "
-               "the thesis counts; published: last epoch, all test images, compression by masks.")
+    caption = (f"What the thesis claims, and what these cells say. Of {len(found)} claims, {run} in the @run "
+               "reading (best epoch × 0.98892, compression by values, as the thesis counts), "
+               f"{published} in the published reading (last epoch, all test images, compression by masks).")
     if stand_ins:
-        caption += f" Decided on stand-in data ({', '.join(map(label, stand_ins))}): a rehearsal, not evidence."
+        names = ", ".join(map(label, stand_ins))
+        caption += f" Decided on stand-in data, {names}: a rehearsal, not evidence."
     return Table(caption, found)
+
+
+# ---- Where the numbers come from ---------------------------------------------------------------------------
+
+def progress(frame: pd.DataFrame) -> Table:
+    """How many cells of each data set and model are there, and what became of their networks."""
+    groups = frame.groupby(["dataset", "model"], sort=False)
+    body = pd.DataFrame([{
+        "data set": label(dataset), "model": label(model),
+        "cells": f"{int(rows['done'].sum())} of {len(rows)}", "trained": int(rows["top1"].notna().sum()),
+        "masks that let nothing pass": int(rows["collapsed"].eq(True).sum()),
+        "diverged": int(rows["diverged"].notna().sum()),
+    } for (dataset, model), rows in groups])
+    return Table("What the store holds of the grid", body)
+
+
+def provenance(frame: pd.DataFrame, store: Path | str) -> Table:
+    """What this page was made of: the store and its hash, how many cells, the code's commit, the versions."""
+    store = Path(store)
+    content = store.read_bytes() if store.is_file() else b""
+    lines = {
+        "store": f"{store.parent.name}/{store.name}",
+        "SHA-256 of the store": hashlib.sha256(content).hexdigest(),
+        "cells": f"{int(frame['done'].sum())} of {len(frame)}",
+        "precision": ", ".join(sorted(frame["precision"].dropna().unique())) or DASH,
+        "commit": _commit() or "not a git checkout",
+        "Python": platform.python_version(),
+        **{package: importlib.metadata.version(package)
+           for package in ("torch", "numpy", "pandas", "scipy", "matplotlib")},
+    }
+    return Table("Provenance", pd.DataFrame(lines.items(), columns=["what", "value"]))
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,369 @@
+"""What the method notebooks share: the cells of their methods, networks to look at, and comparisons of masks."""
+
+import copy
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lib import UserError, data, experiment, figures, methods, profile, pruning, sweep, tables
+from lib.experiment import Cell
+from lib.profile import NOTEBOOKS, SCORE_IMAGES, Profile
+from lib.pruning import Masks
+from lib.scorers.common import Scores, call, leaves, weights
+from lib.store import Store
+
+# Compressions of the pictures and of the comparisons of masks, as far as a network can reach them.
+RATIOS = (4, 16, 64)
+# At most so many images for OBD's curvature in the pictures: the whole of MNIST would take minutes.
+OBD_IMAGES = 256
+Kept = dict[float, Masks]   # compression -> masks
+
+
+class Chapter:
+    """One notebook under one profile: the cells that it needs, what it makes of them, and where that goes.
+
+    parameters: a mapping that holds the fields of a profile, such as the notebook's `globals()`. Raises pydantic's
+    `ValidationError`, which names the field, for a value that does not fit.
+    """
+
+    def __init__(self, name: str, parameters: dict):
+        torch.set_num_threads(1)   # notebooks run side by side, and bits must not depend on the number of cores
+        self.name, self.bases = name, NOTEBOOKS[name]
+        self.grid = Profile(**{field: parameters[field] for field in Profile.model_fields})
+        self.folder = profile.outputs(self.grid.profile)
+        self.store = Store(self.folder / "results.jsonl")
+
+    @cached_property
+    def examples(self) -> list["Example"]:
+        """One network per pair of the profile. The CNN is small enough to be shown as it is, at full width."""
+        return [Example(self.grid, pair, 1.0 if pair.endswith("/cnn") else self.grid.width) for pair in self.grid.pairs]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The profile's cells of this notebook's methods, in all their readings, with their unpruned networks."""
+        return self.grid.cells(list(self.bases))
+
+    def results(self) -> pd.DataFrame:
+        """Computes the cells that the store lacks, one line each, then hands back the frame of all of them.
+
+        Compressions out of a network's reach are left out and said. The rows are those of the main learning rate.
+        """
+        workers = int(os.environ.get("FORESIGHT_WORKERS", 0)) or None
+        for failure in sweep.run(self._within_reach(), self.store, workers=workers):
+            print(f"FAILED {failure}")
+        print(f"{len(self.cells) - len(sweep.missing(self.cells, self.store))} of {len(self.cells)} cells are in the store.")
+        frame = tables.frame(self.store.records.values(), self.cells)
+        return frame[frame["learning_rate"] == self.grid.learning_rate]
+
+    def _within_reach(self) -> list[Cell]:
+        """The cells less those whose compression their network cannot reach, with one sentence for each such ratio."""
+        found, said = [], {}
+        for cell in sweep.missing(self.cells, self.store):
+            case = f"{cell.dataset}/{cell.model}", cell.compression
+            if case not in said:
+                said[case] = _objection(Example(self.grid, case[0], cell.width).network(), cell.compression)
+                if said[case]:
+                    print(f"{case[0]}: {said[case]} Left out.")
+            if not said[case]:
+                found.append(cell)
+        return found
+
+    def show(self, figure: Figure, stem: str) -> Figure:
+        """Saves a figure as PDF, SVG and PNG, with its numbers as CSV, and hands it back to be shown."""
+        return figures.save(figure, self._stem("figures", stem))
+
+    def table(self, caption: str, rows: Iterable[dict] | pd.DataFrame, stem: str) -> tables.Table:
+        """Saves rows as CSV, Markdown and LaTeX, and hands the table back to be shown."""
+        body = pd.DataFrame(rows).map(_text).astype(str)
+        return tables.save(tables.Table(caption, body), self._stem("tables", stem))
+
+    def _stem(self, kind: str, stem: str) -> Path:
+        return self.folder / kind / f"{self.name[:2]}-{stem}"
+
+    def audit(self, results: pd.DataFrame, *bases: str) -> tables.Table:
+        """The compression that the store's masks reach, counted by masks, and the layers that they leave empty.
+
+        One row per network and ratio, one column per method and reading; over several seeds, the mean compression
+        and the worst case of the rest.
+        """
+        pruned = results[results["compression"] > 1]
+        names = profile.select(list(bases))
+        rows = [{"network": _name(dataset, model), "r": ratio}
+                | {name: _audited(group[group["method"] == name]) for name in names}
+                for (dataset, model, ratio), group in pruned.groupby(["dataset", "model", "compression"], sort=False)]
+        return self.table(f"Compression reached by the masks of {', '.join(bases)}, where r was asked for.", rows,
+                          f"audit-{bases[0].lower()}")
+
+    def cost(self) -> tables.Table:
+        """What this notebook's cells cost, profile by profile, by the seconds that the stores have measured."""
+        known = {name: profile.load(name) for name in profile.names()} | {self.grid.profile: self.grid}
+        rows = [{"profile": name} | _cost(grid.cells(list(self.bases)), self._store(name)) for name, grid in known.items()]
+        return self.table("Cost of this notebook's cells, unpruned networks included. A dash: a pair of the profile has "
+                          "no measured cell yet.", rows, "cost")
+
+    def _store(self, name: str) -> Store:
+        return self.store if name == self.grid.profile else Store(profile.outputs(name) / "results.jsonl")
+
+    def provenance(self) -> tables.Table:
+        """The store, the code and the versions that this notebook was made of."""
+        return tables.provenance(tables.frame(self.store.records.values(), self.cells), self.store.path)
+
+
+class Example:
+    """A network at initialisation and what it is scored on, both exactly as the cells of its pair have them.
+
+    width 1.0 shows the real network where a profile trains a narrow one. The first of the profile's seeds counts.
+    """
+
+    def __init__(self, grid: Profile, pair: str, width: float):
+        self.grid, self.pair, self.width = grid, pair, width
+        self.dataset, self.model = pair.split("/")
+        self._last: dict[str, Scores] = {}
+        self._rounds: dict[tuple[str, float], Masks] = {}
+
+    @cached_property
+    def images(self) -> data.Data:
+        return data.load(self.dataset).first(self.grid.train_images)
+
+    @property
+    def name(self) -> str:
+        return _name(self.dataset, self.model) + (f", width {self.width:g}" if self.width != 1 else "")
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """Those of `RATIOS` that the network can reach; it says which it cannot."""
+        objections = {ratio: _objection(self.network(), ratio) for ratio in RATIOS}
+        for objection in filter(None, objections.values()):
+            print(f"{self.name}: {objection} Left out.")
+        return [ratio for ratio, objection in objections.items() if not objection]
+
+    def describe(self) -> dict:
+        """A row for a table: what this network is, and how far it can be pruned."""
+        model = self.network()
+        sizes = [weight.numel() for weight in pruning.prunable(model).values()]
+        total = sum(parameter.numel() for parameter in model.parameters())
+        return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes), "prunable layers": len(sizes),
+                "largest r": total / (total - sum(sizes) + len(sizes)), "stand-in data": self.images.stand_in}
+
+    def cell(self, method: str, ratio: float = 1.0) -> Cell:
+        """The cell that this network begins; only its scoring and its mask matter here."""
+        images = SCORE_IMAGES
+        if methods.get(method).base == "OBD":
+            images = min(self.grid.obd_images or OBD_IMAGES, OBD_IMAGES, len(self.images.train_labels))
+        return Cell(self.dataset, self.model, method, ratio, self.grid.seeds[0], self.grid.pairs[self.pair],
+                    self.grid.learning_rate, width=self.width, score_images=images, train_images=self.grid.train_images)
+
+    def network(self, method: str = "Dense") -> nn.Module:
+        """The network with the initial weights that the method starts from, float32."""
+        return experiment.network(self.cell(method), self.images)
+
+    def setting(self, method: str) -> tuple[nn.Module, Tensor, Tensor]:
+        """Model (float64, in the mode that the method scores it in), inputs and targets, to call a scorer with."""
+        inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
+        model = self.network(method).double()
+        pruning._set_mode(model, methods.get(method).mode, inputs)
+        return model, inputs.double(), targets
+
+    def scores(self, method: str) -> Scores:
+        """The method's scores of the prunable weights. The last ones are remembered: VGG-16's take 120 MB."""
+        if method not in self._last:
+            inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
+            generator = experiment.generator(self.cell(method), "score")
+            self._last = {method: pruning.score(self.network(method), methods.get(method), inputs, targets, generator)}
+        return self._last[method]
+
+    def masks(self, method: str, ratios: Iterable[float] | None = None) -> Kept:
+        """Compression -> the method's masks, the same as those of the cells."""
+        return {ratio: self._masks(method, ratio) for ratio in ratios or self.ratios}
+
+    def _masks(self, method: str, ratio: float) -> Masks:
+        row = methods.get(method)
+        if row.rounds == 1:
+            generator = experiment.generator(self.cell(method), "random mask")
+            return pruning.select(self.network(method), row, self.scores(method), ratio, generator)
+        if (method, ratio) not in self._rounds:   # a hundred scores: worth remembering
+            self._rounds[method, ratio] = pruning.masks(self.network(method), row, None, None, ratio)
+        return self._rounds[method, ratio]
+
+    def readings(self, base: str) -> dict[str, Kept]:
+        """Name -> masks, for all readings of a method."""
+        return {name: self.masks(name) for name in profile.select([base])}
+
+    def best(self, scores: Scores, ratios: Iterable[float] | None = None) -> Kept:
+        """Compression -> the masks that keep the K best of any scores, all layers competing."""
+        model = self.network()
+        scores = {name: scores[name] for name in pruning.prunable(model)}
+        return {ratio: pruning.select(model, methods.get("GlobalMag"), scores, ratio, torch.Generator())
+                for ratio in ratios or self.ratios}
+
+    def cuts(self, method: str, ratios: Iterable[float] | None = None) -> dict[str, list[float]]:
+        """Layer -> where the method's masks cut: the lowest score kept, at each compression.
+
+        A two-sided mask cuts at plus and minus the smallest magnitude kept. Where one threshold serves all layers,
+        it is the same in each.
+        """
+        row, scores = methods.get(method), self.scores(method)
+        two_sided = row.selection == "quantile" and any((score < 0).any() for score in scores.values())
+        height = {name: score.abs() if two_sided else score for name, score in scores.items()}
+        found = {name: [] for name in scores}
+        for masks in self.masks(method, ratios).values():
+            lowest = {name: float(height[name][mask].min()) for name, mask in masks.items() if mask.any()}
+            if row.scope == "global":
+                lowest = dict.fromkeys(masks, min(lowest.values()))
+            for name, cut in lowest.items():
+                found[name] += [cut, -cut] if two_sided else [cut]
+        return found
+
+    def some(self, scores: Scores) -> Scores:
+        """The scores of the first, the middle and the last prunable layer: enough for a picture."""
+        names = list(pruning.prunable(self.network()))
+        chosen = dict.fromkeys((names[0], names[len(names) // 2], names[-1]))
+        return {name: scores[name] for name in chosen}
+
+    def overlaps(self, kept: dict[str, Kept]) -> list[dict]:
+        """One row per compression: how many weights each of these keeps, and the share that it has in common with the
+        first: kept by both / kept by either (Jaccard). Beside it what two random sets of the same sizes would share."""
+        (first, reference), *others = kept.items()
+        rows = []
+        for ratio, masks in reference.items():
+            row = {"network": self.name, "r": ratio, f"{first} keeps": count(masks)}
+            for name, other in others:
+                row |= {f"{name} keeps": count(other[ratio]),
+                        f"{name}: in common": f"{percent(jaccard(masks, other[ratio]))} "
+                                              f"(by chance {percent(by_chance(masks, other[ratio]))})"}
+            rows.append(row)
+        return rows
+
+    def tails(self, method: str) -> list[dict]:
+        """One row per compression: what a mask keeps of the scores above, below and exactly at 0, and what it reaches."""
+        scores, rows = self.scores(method), []
+        for ratio, masks in self.masks(method).items():
+            chosen = torch.cat([scores[name][mask] for name, mask in masks.items()])
+            above, below = (chosen > 0).double().mean(), (chosen < 0).double().mean()
+            rows.append({
+                "network": self.name, "r": ratio, "reached": pruning.report(self.network(method), masks).compression,
+                "kept above 0": percent(above), "kept below 0": percent(below), "kept at 0": percent(1 - above - below),
+                "all scores above 0": percent(share(scores, lambda score: score > 0)),
+                "all scores exactly 0": percent(share(scores, lambda score: score == 0)),
+            })
+        return rows
+
+    def layers(self, kept: dict[str, Masks]) -> list[dict]:
+        """One row per prunable layer: its size, and the share of it that each of these masks keeps."""
+        sizes = {name: weight.numel() for name, weight in pruning.prunable(self.network()).items()}
+        return [{"layer": layer.removesuffix(".weight"), "weights": size}
+                | {name: percent(int(masks[layer].sum()) / size) for name, masks in kept.items()}
+                for layer, size in sizes.items()]
+
+
+def count(masks: Masks) -> int:
+    """How many weights are kept."""
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+def jaccard(first: Masks, second: Masks) -> float:
+    """Weights kept by both, over weights kept by either."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    return both / max(1, count(first) + count(second) - both)
+
+
+def by_chance(first: Masks, second: Masks) -> float:
+    """The Jaccard index that two random sets of the same sizes are expected to have, to first order."""
+    both = count(first) * count(second) / sum(mask.numel() for mask in first.values())
+    return both / max(1, count(first) + count(second) - both)
+
+
+def share(scores: Scores, condition) -> float:
+    """The share of all scores that a condition (tensor -> bool tensor) holds for."""
+    return sum(int(condition(score).sum()) for score in scores.values()) / sum(score.numel() for score in scores.values())
+
+
+def percent(value: float) -> str:
+    return f"{100 * float(value):.1f} %"
+
+
+def hessian_diagonal(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Diagonal of the explicit Hessian of the mean cross-entropy over all Conv2d and Linear weights.
+
+    It makes the whole matrix: for tiny networks only. The model is scored in the mode that it is in.
+    """
+    chosen = weights(model)
+    sizes = [weight.numel() for weight in chosen.values()]
+
+    def loss(vector: Tensor) -> Tensor:
+        moved = {name: part.view_as(weight) for (name, weight), part in zip(chosen.items(), vector.split(sizes))}
+        return cross_entropy(call(model, inputs, dict(model.named_parameters()) | moved), targets)
+
+    flat = torch.cat([weight.detach().flatten() for weight in chosen.values()])
+    diagonal = torch.func.hessian(loss)(flat).diagonal()
+    return {name: part.view_as(weight) for (name, weight), part in zip(chosen.items(), diagonal.split(sizes))}
+
+
+def gradient_flow(model: nn.Module, inputs: Tensor, targets: Tensor, temperature: float = 200) -> float:
+    """Squared norm of the loss's gradient over all Conv2d and Linear weights, logits divided by `temperature`."""
+    parameters = leaves(model)
+    loss = cross_entropy(call(model, inputs, parameters) / temperature, targets)
+    gradients = torch.autograd.grad(loss, [parameters[name] for name in weights(model)])
+    return sum(float(gradient.square().sum()) for gradient in gradients)
+
+
+def pruned(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of the model with the weights zeroed that the masks drop."""
+    model = copy.deepcopy(model)
+    pruning.apply(model, masks)
+    return model
+
+
+def _objection(model: nn.Module, ratio: float) -> str:
+    """Why a network cannot be pruned to this compression, or an empty string."""
+    try:
+        pruning.kept_count(model, ratio)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _name(dataset: str, model: str) -> str:
+    return f"{tables.label(model)} on {tables.label(dataset)}"
+
+
+def _audited(rows: pd.DataFrame) -> str:
+    rows = rows[rows["done"]]
+    if rows.empty:
+        return tables.DASH
+    empty = int(rows["empty_layers"].max())
+    return (f"{rows['compression_achieved'].mean():.2f}" + (f", {empty} empty" if empty else "")
+            + (", collapsed" if rows["collapsed"].any() else ""))
+
+
+def _cost(cells: list[Cell], store: Store) -> dict:
+    """How many cells there are, how many are measured, their seconds, and an estimate for all of them."""
+    pairs: dict[str, list[Cell]] = {}
+    for cell in cells:
+        pairs.setdefault(f"{cell.dataset}/{cell.model}", []).append(cell)
+    records = [store.get(cell) for cell in cells if cell in store]
+    means = {pair: pd.Series([store.get(cell).run["seconds"] for cell in group if cell in store], dtype=float).mean()
+             for pair, group in pairs.items()}
+    whole = sum(means[pair] * len(group) for pair, group in pairs.items())
+    devices = sorted({record.run["device"] for record in records})
+    return {
+        "cells": len(cells), "measured": len(records),
+        "hours measured": sum(record.run["seconds"] for record in records) / 3600,
+        "hours for all, estimated": whole / 3600, "device": ", ".join(devices) or tables.DASH,
+    }
+
+
+def _text(value) -> str:
+    """A value as a table prints it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return tables.DASH if value != value else f"{value:.4g}"
+    return str(value)

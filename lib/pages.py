@@ -1,0 +1,88 @@
+"""HTML of the executed notebooks that needs neither a script nor a network: equations are MathML, figures inside."""
+
+import html
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+# nbconvert's page less the scripts that it fetches, with the fonts, letters and columns that MathML leaves to CSS.
+TEMPLATE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_js_mathjax %}<style>
+math { font: 110% "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math }
+math[display=block] { margin: 0.8em 0 }
+mtd[columnalign=left] { text-align: left } mtd[columnalign=right] { text-align: right }
+[mathvariant^=bold] { font-weight: bold } [mathvariant=monospace] { font-family: monospace; text-transform: none }
+</style>{% endblock %}
+{% block data_latex %}{{ output.data['text/latex'] | markdown2html }}{% endblock %}"""
+
+# What the index leads to, folder by folder.
+SHOWN = {"html": (".html",), "tables": (".md", ".csv", ".tex"), "figures": (".svg", ".png", ".pdf", ".csv")}
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Foresight pruning: {name}</title>
+<style>body {{ font: 16px/1.5 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em }}</style></head>
+<body><h1>Foresight pruning, profile {name}</h1>
+{lists}
+</body></html>
+"""
+
+
+def page(notebook: Path) -> str:
+    """An executed notebook as one HTML file."""
+    return _Exporter(raw_template=TEMPLATE).from_filename(str(notebook))[0]
+
+
+def index(name: str, folder: Path) -> str:
+    """The page, html/index.html, that leads to a profile's notebooks, tables and figures."""
+    lists = ""
+    for part, suffixes in SHOWN.items():
+        paths = [path for path in (folder / part).glob("*") if path.suffix in suffixes and path.name != "index.html"]
+        stems = sorted({path.stem for path in paths}, key=lambda stem: [int(n) for n in re.findall(r"\d+", stem)])
+        links = {stem: " ".join(f'<a href="../{part}/{html.escape(stem + suffix)}">{suffix[1:]}</a>'
+                                for suffix in suffixes if folder / part / (stem + suffix) in paths) for stem in stems}
+        items = "\n".join(f"<li>{html.escape(stem)}: {link}</li>" for stem, link in links.items())
+        lists += f"<h2>{'Notebooks' if part == 'html' else part.capitalize()}</h2>\n<ul>\n{items}\n</ul>\n"
+    return INDEX.format(name=html.escape(name), lists=lists)
+
+
+def mathml(latex: str, display: str) -> str:
+    """LaTeX as MathML; what cannot be converted stands as LaTeX, in code, rather than wrong."""
+    latex = latex.replace("{aligned}", "{align*}").replace(r"\mathbb{1}", "𝟙")
+    try:
+        converted = convert(latex, display=display)
+    except Exception:   # the converter's errors have no base class of their own
+        converted = None
+    # An unknown command and a loose column mark come out as they went in.
+    if converted is None or re.search(r">\s*(\\|&<)", converted):
+        return f"<code>{html.escape(latex)}</code>"
+    return converted
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown as in Jupyter, with MathML for LaTeX and with links that stay among the pages."""
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body, "inline")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        url = re.sub(r"^([\w-]+)\.ipynb", r"\1.html", url).replace("../README.md", "index.html")
+        return super().link(text, url, title)
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        """A picture from elsewhere, such as a badge, becomes its text."""
+        return text if re.match("https?:", url) else super().image(text, url, title)
+
+
+class _Exporter(HTMLExporter):
+    def markdown2html(self, source: str) -> str:
+        return MarkdownWithMath(_Renderer(escape=False)).render(source)

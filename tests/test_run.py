@@ -1,0 +1,298 @@
+"""The runner, on tiny notebooks: what it refuses, what it survives, and what it leaves behind."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lib import UserError, execution, pages, profile, run, sweep
+from lib.experiment import Cell
+from lib.store import Store
+
+FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], seeds=[1], learning_rate=0.001,
+              text_learning_rate=None, width=0.125, train_images=64, obd_images=16)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A house of its own: notebooks that need no cell, written by `notebook`, and outputs under tmp_path."""
+    monkeypatch.setattr(execution, "FOLDER", tmp_path / "notebooks")
+    execution.FOLDER.mkdir()
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FIELDS))
+    with (mock.patch.dict(os.environ, FORESIGHT_OUTPUTS=str(tmp_path / "outputs")),
+          mock.patch.dict(profile.NOTEBOOKS, clear=True)):
+        yield tmp_path
+
+
+def notebook(name, *cells, parameters=FIELDS, tags=("parameters",), kernel="python3"):
+    """Writes a notebook: its parameters cell, then code cells (or ready-made ones)."""
+    first = new_code_cell("\n".join(f"{key} = {value!r}" for key, value in parameters.items()))
+    first.metadata["tags"] = list(tags)
+    cells = [new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    made = new_notebook(cells=[first, *cells], metadata={"kernelspec": {"name": kernel, "display_name": "Python 3"}})
+    nbformat.write(made, execution.FOLDER / f"{name}.ipynb")
+    profile.NOTEBOOKS[name] = ()
+
+
+def start(house, *options):
+    return run.main([str(house / "tiny.yaml"), *options])
+
+
+def change(house, **fields):
+    (house / "tiny.yaml").write_text(yaml.safe_dump({**FIELDS, **fields}))
+
+
+# ---- what is refused: exit code 2, one sentence, nothing run
+
+@pytest.mark.parametrize("fault, named", [
+    (dict(tags=()), "tag `parameters`"),
+    (dict(parameters={**FIELDS, "sedes": 1}), "sedes"),
+    (dict(parameters={key: FIELDS[key] for key in FIELDS if key != "width"}), "width"),
+    (dict(kernel="julia"), "'julia'"),
+])
+def test_unfit_notebook_is_refused_before_anything_runs(house, capsys, fault, named):
+    notebook("good", "open('ran', 'w')")
+    notebook("unfit", **fault)
+    assert start(house) == 2
+    assert "unfit.ipynb" in (said := capsys.readouterr().err) and named in said
+    assert not (execution.FOLDER / "ran").exists()
+
+
+@pytest.mark.parametrize("fields, named", [
+    (dict(sedes=[1]), "`sedes`: unknown key"),
+    (dict(width="wide"), "`width`"),
+    (dict(compressions=[1, 0.5]), "0.5"),
+    (dict(compressions=[1, 1e6]), "largest"),
+    (dict(pairs={"digits/alexnet": 1}), "digits/alexnet"),
+    (dict(pairs={"digits/cnn": -1}), "-1 epochs"),
+    (dict(profile="../elsewhere"), "`profile`"),
+])
+def test_unfit_profile_is_refused(house, capsys, fields, named):
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    change(house, **fields)
+    assert start(house) == 2
+    assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("options, named", [
+    (["--methods", "SNAP"], "'SNAP'"),
+    (["--pairs", "mnist/cnn"], "'mnist/cnn'"),
+    (["--ratios", "0.5"], "0.5"),
+    (["--ratios", "3"], "no compression 3"),
+    (["--only", "07_nothing"], "'07_nothing'"),
+    (["--data", "no/such/folder"], "no/such/folder"),
+    (["--workers", "0"], "--workers 0"),
+    (["--outputs", __file__], __file__),
+])
+def test_unfit_option_is_refused(house, capsys, options, named):
+    notebook("good", "1")
+    assert start(house, *options) == 2
+    assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_missing_key_is_named_and_a_number_in_a_string_is_accepted(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(FIELDS).replace("0.001", "1e-3"))
+    assert profile.load(path).learning_rate == 0.001
+    path.write_text("profile: own\n")
+    with pytest.raises(UserError, match="`seeds` is missing"):
+        profile.load(path)
+
+
+def test_mistake_ends_with_code_2_and_without_a_traceback():
+    done = subprocess.run([sys.executable, "-m", "lib.run", "nosuch"], cwd=profile.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: Unknown profile 'nosuch'")
+    assert "Traceback" not in done.stderr
+
+
+def test_full_disk_is_a_sentence_and_leaves_the_old_notebook(house, capsys, monkeypatch):
+    notebook("good", "1")
+    assert start(house) == 0
+    before = (house / "outputs/tiny/notebooks/good.ipynb").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "good.partial.ipynb")
+
+    monkeypatch.setattr(nbformat, "write", full)
+    assert start(house) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert (house / "outputs/tiny/notebooks/good.ipynb").read_bytes() == before
+
+
+# ---- what is survived: the others run, exit code 1 names the one that did not
+
+@pytest.mark.parametrize("cell, said", [
+    ("1 / 0", "ZeroDivisionError"),
+    ("import sys; sys.exit(0)", "SystemExit"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "DeadKernelError"),
+])
+def test_notebook_that_does_not_reach_its_end_is_named(house, capsys, cell, said):
+    notebook("bad", cell, "2")
+    notebook("good", "3")
+    assert start(house) == 1
+    assert re.search(rf"failed: tiny: bad: .*{said}.*bad\.partial\.ipynb", capsys.readouterr().err)
+    made = {path.name for path in (house / "outputs/tiny/notebooks").iterdir()}
+    assert made == {"bad.partial.ipynb", "good.ipynb"}
+    assert json.loads((house / "outputs/tiny/manifest.json").read_text())["notebooks"]["bad"]["status"] == "failed"
+
+
+def test_a_cell_that_did_not_run_is_found_by_its_count():
+    cells = [new_code_cell("1", execution_count=1), new_markdown_cell("text"), new_code_cell("2", execution_count=None)]
+    assert execution.unfinished(new_notebook(cells=cells)) == "code cell 2 of 2 did not run"
+    cells[2].execution_count = 2
+    assert execution.unfinished(new_notebook(cells=cells)) is None
+
+
+def test_ctrl_c_ends_within_seconds_and_says_how_to_go_on(house):
+    notebook("slow", "import time; time.sleep(60)")
+    script = (f"import os, pathlib; from lib import execution, profile, run\n"
+              f"execution.FOLDER = pathlib.Path({str(execution.FOLDER)!r}); profile.NOTEBOOKS['slow'] = ()\n"
+              f"os._exit(run.main([{str(house / 'tiny.yaml')!r}, '--only', 'slow']))")
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=profile.ROOT, stdout=subprocess.PIPE, text=True)
+    while not (house / "outputs/tiny/notebooks/slow.partial.ipynb").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130 and "goes on from there" in said and time.monotonic() - began < 5
+
+
+# ---- what is left behind
+
+def test_parameters_and_places_reach_the_notebook(house):
+    notebook("good", "import lib, os, pathlib\n"   # lib is found although it is not installed
+                     "got = pairs, text_learning_rate, os.environ['FORESIGHT_OUTPUTS'], os.environ['FORESIGHT_WORKERS']\n"
+                     "pathlib.Path('got').write_text(repr(got))",
+             parameters={**FIELDS, "pairs": {}, "text_learning_rate": 7})
+    assert start(house, "--workers", "3") == 0
+    assert (execution.FOLDER / "got").read_text() == repr(({"digits/cnn": 0}, None, str(house / "outputs"), "3"))
+
+
+def test_second_run_writes_the_same_bytes(house):
+    notebook("good", new_markdown_cell("# A title"), "print('a'); print('b')", "hash('seed')", "{1, 'x'}")
+    made = [house / "outputs/tiny/notebooks/good.ipynb", house / "outputs/tiny/html/good.html"]
+    assert start(house) == 0
+    first = [path.read_bytes() for path in made]
+    assert start(house) == 0
+    assert [path.read_bytes() for path in made] == first
+
+
+def test_page_needs_no_network(house):
+    notebook("good", new_markdown_cell("Score $\\theta_u^2$, not `$code$`.\n\n$$\\frac{a}{b}$$\n\n"
+                                       "![badge](https://a.org/b.svg) [next](02_obd.ipynb) [index](../README.md)"),
+             "from IPython.display import Markdown, display; display(Markdown('so $x < y$'))")
+    assert start(house) == 0
+    page = (house / "outputs/tiny/html/good.html").read_text()
+    assert page.count("<math") == 3 and "<mfrac>" in page and "$code$" in page and "\\theta" not in page
+    assert not re.search(r"<script|<link|@import|(?:src=[\"']|url\([\"']?)(?!data:)http", page)
+    assert 'href="02_obd.html"' in page and 'href="index.html"' in page and "badge" in page
+    assert 'href="../html/good.html"' in (house / "outputs/tiny/html/index.html").read_text()
+
+
+def test_latex_that_has_no_mathml_stays_readable():
+    assert pages.mathml(r"\nosuch{x} < 1", "inline") == r"<code>\nosuch{x} &lt; 1</code>"
+    assert "<mtable" in pages.mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "block")
+
+
+def test_cells_are_computed_once_and_stand_in_the_manifest(house, capsys):
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    assert start(house, "--workers", "1") == 0
+    assert "0 of 3 cells are in the store" in capsys.readouterr().out
+    assert start(house) == 0
+    assert "3 of 3 cells are in the store" in capsys.readouterr().out
+    manifest = json.loads((house / "outputs/tiny/manifest.json").read_text())
+    assert manifest["cells"]["store"] == 3 and manifest["profile"]["width"] == 0.125
+    assert "torch" in manifest["packages"] and manifest["notebooks"]["needs"]["status"] == "executed"
+
+
+def test_failed_cell_is_named_and_its_notebook_left_out(house, capsys, monkeypatch):
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    monkeypatch.setattr(sweep, "run", lambda cells, store, **_: [f"{sweep.describe(cells[0])}: no luck"])
+    assert start(house) == 1
+    said = capsys.readouterr()
+    assert "needs: left out" in said.out and "Dense" in said.err and "no luck" in said.err
+
+
+def test_what_is_left_is_counted(house, capsys):
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("SNIP", "Random")
+    assert start(house, "--dry-run", "--methods", "SNIP@run", "Random") == 0
+    assert "tiny: 5 of 5 cells left" in capsys.readouterr().out
+    assert run.main(["--list"]) == 0
+    assert re.search(r"needs +\d+ of +\d+ cells left", capsys.readouterr().out)
+    assert not (house / "outputs").exists()
+
+
+def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypatch):
+    notebook(run.RESULTS, "import pathlib; pathlib.Path('got').write_text(profile)")
+    for name in ("quick", "mnist"):
+        monkeypatch.setattr(profile, "ROOT", house)
+        change(house, profile=name)
+        (house / "params").mkdir(exist_ok=True)
+        (house / "tiny.yaml").rename(house / "params" / f"{name}.yaml")
+    store = house / "outputs/mnist/results.jsonl"
+    store.parent.mkdir(parents=True)
+    store.touch()
+    monkeypatch.setattr(run, "fill", lambda chosen, *_: [] if chosen.profile == "quick" else pytest.fail("computed"))
+    assert run.main([]) == 0
+    assert (execution.FOLDER / "got").read_text() == "mnist"
+    assert (house / "outputs/quick/html/06_results.html").exists() and (store.parent / "html/06_results.html").exists()
+
+
+# ---- the grid of a profile
+
+def test_grid_has_each_cell_once_the_unpruned_ones_first_and_ratios_together():
+    tiny = profile.Profile(**{**FIELDS, "compressions": [1, 4, 16], "seeds": [1, 2]})
+    cells = tiny.cells()
+    assert len(set(cells)) == len(cells) == 2 * (3 + 30 * 2)
+    assert [cell.compression for cell in cells[:6]] == [1.0] * 6
+    assert [(cell.method, cell.compression) for cell in cells[6:10]] == [
+        ("Random", 4.0), ("Random", 16.0), ("GlobalMag", 4.0), ("GlobalMag", 16.0)]
+
+
+def test_text_rate_is_for_the_run_readings_of_the_first_seed():
+    tiny = profile.Profile(**{**FIELDS, "seeds": [1, 2], "text_learning_rate": 1e-4})
+    slow = [cell for cell in tiny.cells() if cell.learning_rate == 1e-4]
+    assert {cell.seed for cell in slow} == {1}
+    assert all("@run" in cell.method for cell in slow if cell.compression > 1)
+    assert len([cell for cell in slow if cell.compression == 4]) == 14
+
+
+def test_obd_alone_scores_more_images_and_the_whole_set_when_asked():
+    images = {cell.method: cell.score_images for cell in profile.Profile(**FIELDS).cells()}
+    assert images["OBD"] == images["OBD@run"] == 16 and images["SNIP"] == images["Dense"] == 128
+    whole = profile.load("mnist").cells(methods=["OBD@run"], ratios=[4])
+    assert whole == [Cell("mnist", "cnn", "OBD@run", 4, 42, 5, 1e-3, score_images=60_000)]
+
+
+def test_readings_are_selected_by_name():
+    assert profile.select(["SNIP"]) == ["SNIP", "SNIP@written", "SNIP@run"]
+    assert profile.select(["SNIP@run", "LAMP@published"]) == ["LAMP", "SNIP@run"]
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_every_profile_of_params_is_sound(name):
+    loaded = profile.load(name)
+    assert loaded.profile == name and loaded.cells()
+    lines = (profile.ROOT / "params" / f"{name}.yaml").read_text().splitlines()
+    assert all("#" in line for line in lines if re.match(r"\w+:", line))
+
+
+def test_notebooks_share_the_methods_out():
+    covered = [base for name, bases in profile.NOTEBOOKS.items() if name != profile.RESULTS for base in bases]
+    assert sorted(covered) == sorted({name.split("@")[0] for name in profile.select()})

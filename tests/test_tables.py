@@ -1,0 +1,324 @@
+"""Records made by hand, whose numbers are known, through the tables."""
+
+from unittest import mock
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import UserError, methods, tables
+from lib.experiment import VERSION, Cell, Record
+
+REPORT = {"empty_layers": [], "collapsed": False, "effective_compression": 1.0, "kept": {}, "sizes": {}}
+
+
+def cell(method="SNIP", ratio=32, dataset="mnist", model="cnn", seed=42, rate=1e-3, epochs=2):
+    return Cell(dataset, model, method, ratio, seed, epochs, rate)
+
+
+def record(of, top1=(1000, 9000, 8000), top5=(5000, 9500, 9400), achieved=None, released=None, **run):
+    history = [{"epoch": epoch, "train_loss": None, "test_loss": 1.0, "top1": one, "top5": five}
+               for epoch, (one, five) in enumerate(zip(top1, top5, strict=True))]
+    report = REPORT | {"compression": achieved or of.compression,
+                       "compression_released": released or of.compression}
+    history = history if of.epochs else []
+    return Record(of.key, VERSION, of, report, history, 10_000, {"precision": "float32"} | run)
+
+
+def grid(top1, model="cnn", dataset="mnist", ratios=(32, 64), readings=("", "@run"), errors=None):
+    """One cell per method of `top1` (percent at every ratio), reading and ratio; `errors` too in percent."""
+    return tables.frame(
+        record(cell(base + reading, ratio, dataset, model), [round(100 * value)] * 3, achieved=ratio * shrink,
+               released=ratio * shrink)
+        for base, value in top1.items() for reading in readings for ratio in ratios
+        for shrink in [1 + (errors or {}).get(base, 0) / 100])
+
+
+def verdict(frame, text, reading="run"):
+    [claim] = [claim for claim in tables.CLAIMS if text in claim.text]
+    return tables.judge(claim, frame, reading)[1]
+
+
+def test_the_factor_is_that_of_79_batches_of_128():
+    assert tables.thesis_factor(10_000) == 10_000 / (79 * 128)
+    assert tables.thesis_factor(256) == 1
+
+
+def test_accuracies_in_both_accountings():
+    row = tables.frame([record(cell())]).iloc[0]
+    assert (row["top1"], row["top5"]) == (80, 94)
+    assert row["top1_thesis"] == pytest.approx(90 * 0.98892, abs=1e-3)
+
+
+def test_the_best_epoch_may_be_the_untrained_network():
+    row = tables.frame([record(cell(), top1=(1500, 1000, 1100))]).iloc[0]
+    assert row["top1_thesis"] == 15 * tables.thesis_factor(10_000)
+
+
+def test_masks_only_have_no_accuracy():
+    row = tables.frame([record(cell(epochs=0))]).iloc[0]
+    assert row["done"] and pd.isna(row["top1"]) and row["compression_achieved"] == 32
+
+
+def test_a_frame_of_cells_has_a_row_for_each():
+    cells = [cell("SNIP"), cell("OBD")]
+    frame = tables.frame([record(cells[0]), record(cell("LAMP"))], cells)
+    assert frame["method"].tolist() == ["SNIP", "OBD"] and frame["done"].tolist() == [True, False]
+
+
+def test_the_thesis_has_208_numbers_of_which_24_are_chance():
+    numbers = tables.thesis()
+    assert numbers[["top1", "top5"]].notna().to_numpy().sum() == 208
+    assert numbers["top1"].isin([9.89, 0.99]).sum() == 24
+    chosen = numbers.query("table == '4.4' and dataset == 'cifar10' and method == 'SynFlow'").iloc[0]
+    assert (chosen["top5"], chosen["top1"], chosen["starred"]) == (96.97, 69.73, 1)
+
+
+@pytest.mark.parametrize("method, dense", [
+    ("LAMP", "Dense"), ("SNIP", "Dense@variance_scaling"), ("SNIP@run", "Dense@xavier_normal")])
+def test_r_1_is_the_dense_network_of_the_methods_initialisation(method, dense):
+    names = ["Dense", "Dense@variance_scaling", "Dense@xavier_normal"]
+    tops = {name: (0, 0, 1000 * place) for place, name in enumerate(names)}
+    records = [record(cell(name, 1), tops[name]) for name in names]
+    rows = tables.expand(tables.frame([record(cell(method)), *records]))
+    assert set(rows["method"]) == {method}
+    assert rows.loc[rows["compression"] == 1, "top1"].tolist() == [tops[dense][-1] / 100]
+
+
+def test_dense_cells_serve_their_own_seed_and_rate_only():
+    rows = tables.expand(tables.frame([record(cell("LAMP")), record(cell("Dense", 1, seed=43)),
+                                       record(cell("Dense", 1, rate=1e-4))]))
+    assert rows["compression"].tolist() == [32]
+
+
+def test_recipes_are_not_mixed():
+    frame = tables.frame([record(cell()), record(cell(rate=1e-4))])
+    with pytest.raises(UserError, match="mix several values of learning_rate"):
+        tables.select(frame, "mnist", "cnn")
+
+
+def test_interval_is_students():
+    values = [80, 82, 87]
+    records = [record(cell(seed=seed), (0, 0, 100 * top)) for seed, top in enumerate(values)]
+    found = tables.summary(tables.frame(records), "top1").iloc[0]
+    low, high = stats.t.interval(0.95, 2, loc=83, scale=stats.sem(values))
+    assert (found["mean"], found["seeds"]) == (83, 3)
+    assert found["half"] == pytest.approx((high - low) / 2)
+
+
+def test_coverage_counts_the_dense_cell_once():
+    frame = tables.frame([record(cell("LAMP")), record(cell("Dense", 1))])
+    assert tables.coverage(frame, ["LAMP", "GlobalMag"], [1, 32], "top1") == (2, 3)
+
+
+def test_stand_ins_play_a_part_only_where_the_real_set_is_not():
+    assert tables.dataset_for(["digits/cnn"], "cnn") == "digits"
+    assert tables.dataset_for(["digits/cnn", "mnist/cnn"], "cnn") == "mnist"
+    assert tables.dataset_for({"shapes10/vgg16": 1}, "vgg16", 100) == "cifar100"
+
+
+def test_the_tables_take_the_thesis_ratios_or_the_two_largest():
+    assert tables.high_ratios([1, 2, 32, 64]) == (32, 64) == tables.high_ratios([32, 64, 128])
+    assert tables.high_ratios([1, 4, 8, 16]) == (8, 16)
+
+
+def lines(table):
+    body = table.body.set_axis(table.header, axis=1)
+    return body.set_index([name for name in ("Data set", "r", "Method") if name in body])
+
+
+def test_table_sets_ours_beside_the_thesis():
+    records = [record(cell("SNIP@run", 32, "cifar10", "vgg16"), achieved=31.5)]
+    table = tables.accuracy_table(tables.frame(records), "vgg16", 32)
+    row = lines(table).loc[("CIFAR-10", "SNIP")]
+    assert row[["Top-1 printed", "Top-1 corrected"]].tolist() == ["56.00", "56.63"]
+    assert row[["Top-1 @run as printed", "Top-1 @run"]].tolist() == ["89.00", "80.00"]
+    assert row[["Top-1 @written", "Top-1 published", "Compression @run"]].tolist() == ["–", "–", "31.50"]
+    assert "CIFAR-10: 1 of 30 cells, 2 epochs" in table.caption
+    assert "CIFAR-100: 0 of 30 cells." in table.caption
+
+
+def test_table_leaves_empty_what_does_not_exist_and_stars_what_the_thesis_stars():
+    rows = lines(tables.accuracy_table(tables.frame([]), "vgg16", 64))
+    assert rows.loc[("CIFAR-10", "LAMP"), "Top-5 @written"] == ""
+    assert rows.loc[("CIFAR-100", "OBD"), "Top-5 printed"] == ""
+    grasp = rows.loc[("CIFAR-10", "GraSP")]
+    assert (grasp["Top-5 printed"], grasp["Top-5 corrected"]) == ("88.55*", "89.54")
+
+
+def test_table_of_mnist_has_no_column_of_the_thesis():
+    table = tables.accuracy_table(grid({"SNIP": 50}), "cnn", 32, 64)
+    assert len(table.body) == 28 and not {"Top-1 printed", "Top-1 corrected"} & set(table.header)
+
+
+def test_table_says_how_many_seeds():
+    records = [record(cell("LAMP", seed=seed), (0, 0, 8000 + seed)) for seed in (42, 43, 44)]
+    table = tables.accuracy_table(tables.frame(records), "cnn", 32)
+    assert "3 seeds (42, 43, 44)" in table.caption
+    assert lines(table).loc[("MNIST", "LAMP"), "Top-1 published"] == "80.43 ± 0.02"
+
+
+def test_stand_ins_divergence_and_precision_are_told():
+    frame = tables.frame([record(cell("LAMP", dataset="digits"), diverged=1, precision="bf16")])
+    caption = tables.accuracy_table(frame, "cnn", 32).caption
+    assert "stand-in for MNIST" in caption
+    assert "1 cells diverged, 1 cells not in float32" in caption
+    assert "stand-in" in tables.claims_table(frame).caption
+
+
+def test_a_method_of_ones_own_gets_its_row(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "Mine", methods.Method("Mine", "magnitude"))
+    rows = lines(tables.accuracy_table(tables.frame([record(cell("Mine"))]), "cnn", 32))
+    assert rows.loc[("MNIST", "Mine"), "Top-1 published"] == "80.00"
+
+
+def test_saved_twice_the_bytes_are_the_same(tmp_path):
+    for name in ("a", "b"):
+        tables.save(tables.accuracy_table(grid({"SNIP": 50}), "cnn", 32), tmp_path / name / "table-4.2")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["table-4.2.csv", "table-4.2.md", "table-4.2.tex"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_csv_is_read_back(tmp_path):
+    tables.save(tables.accuracy_table(grid({"SNIP": 50}), "cnn", 32), tmp_path / "t")
+    back = pd.read_csv(tmp_path / "t.csv").set_index("Method")
+    assert back.loc["SNIP", "Top-1 published"] == 50 and pd.isna(back.loc["LAMP", "Top-1 published"])
+
+
+def test_latex_is_escaped_and_groups_its_columns():
+    body = pd.DataFrame([["50 %", "a_b ± 1"]], columns=pd.MultiIndex.from_tuples([("G", "x"), ("G", "y")]))
+    text = tables.Table("5 % & more", body).latex()
+    assert r"\caption{5 \% \& more}" in text and r"50 \% & a\_b $\pm$ 1 \\" in text
+    assert r"\multicolumn{2}{c}{G} \\" in text and r"\cmidrule(lr){1-2}" in text
+
+
+def test_markdown_escapes_its_bars():
+    assert "| a\\|b |" in tables.Table("", pd.DataFrame({"x": ["a|b"]})).markdown()
+
+
+def test_a_file_in_the_way_is_told_and_nothing_is_left(tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(UserError, match="Cannot write"):
+        tables.save(tables.Table("", pd.DataFrame({"x": ["1"]})), tmp_path / "results" / "table")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    tables.write(tmp_path / "file", "old")
+    monkeypatch.setattr("os.replace", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left"):
+        tables.write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+TOP = {base: 10 for base in tables.ORDER} | {"GraSP": 90, "OBD": 80, "GlobalGrad": 70, "SNIP": 60}
+
+
+def test_top_four_and_collapse_of_the_others():
+    assert verdict(grid(TOP), "top four") == "agrees"
+    assert verdict(grid(TOP), "every other method has collapsed") == "agrees"
+    assert verdict(grid(TOP | {"LAMP": 65}), "top four") == "disagrees"
+    assert verdict(grid(TOP | {"LAMP": 15}), "every other method has collapsed") == "disagrees"
+
+
+def test_a_tie_is_not_a_place_among_the_first():
+    assert verdict(grid(TOP | {"SNIP": 10}), "top four") == "disagrees"
+
+
+def test_chance_level_is_what_a_constant_answer_reaches_on_that_set():
+    assert verdict(grid(TOP | {"LAMP": 11.35}), "every other method has collapsed") == "agrees"
+    assert tables.constant_answer("cifar100") == 1 and tables.constant_answer("shapes10") == 10
+
+
+def test_a_missing_cell_leaves_a_claim_undecided():
+    frame = grid({base: value for base, value in TOP.items() if base != "LAMP"})
+    assert verdict(frame, "top four") == "not decidable (13 of 14 cells)"
+
+
+def test_missing_cells_are_counted_over_all_the_data_sets_of_a_claim():
+    frame = grid(dict.fromkeys(tables.THESIS, 20), "vgg16", "cifar10")
+    assert verdict(frame, "layer-wise ones survive") == "not decidable (13 of 26 cells)"
+
+
+def test_no_cells_decide_nothing():
+    assert tables.claims(tables.frame([]))["@run: verdict"].str.startswith("not decidable (0 of").all()
+
+
+@pytest.mark.parametrize("error, answer", [(-60, "disagrees"), (-40, "agrees"), (-20, "disagrees")])
+def test_under_pruning(error, answer):
+    assert verdict(grid(TOP, errors={"GraSP": error}), "GraSP under-prunes by 30-50 %") == answer
+
+
+def test_run_counts_values_and_published_masks():
+    records = [record(cell(name, 32), achieved=32, released=20) for name in ("GraSP", "GraSP@run")]
+    frame, text = tables.frame(records), "GraSP under-prunes by 30-50 %"
+    assert verdict(frame, text) == "agrees" and verdict(frame, text, "published") == "disagrees"
+
+
+def test_recovery_needs_both_methods():
+    def frame(obd):
+        return tables.frame(
+            record(cell(f"{base}@run", ratio), released=ratio * (1 + error / 100))
+            for base, errors in (("GraSP", (-50, -20)), ("OBD", (-40, obd)))
+            for ratio, error in zip((2, 64), errors, strict=True))
+    assert [verdict(frame(obd), "both recover") for obd in (-30, -38)] == ["agrees", "disagrees"]
+
+
+@pytest.mark.parametrize("best, answer", [("SNIP", "agrees"), ("LAMP", "disagrees"), ("GraSP", "agrees")])
+def test_best_of_a_table_leaves_starred_methods_apart(best, answer):
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"SNIP": 50} | {best: 60}
+    assert verdict(grid(top1, "vgg16", "cifar10"), "CIFAR-10 at r = 32: SNIP is best") == answer
+
+
+def cifar(top1, ratios=(32, 64)):
+    return pd.concat([grid(top1, model, dataset, ratios) for model in ("vgg16", "resnet56")
+                      for dataset in ("cifar10", "cifar100")], ignore_index=True)
+
+
+def test_random_against_the_others():
+    low = cifar(dict.fromkeys(tables.THESIS, 20) | {"Random": 30})
+    high = cifar(dict.fromkeys(tables.THESIS, 20) | {"Random": 12})
+    for text in ("Most methods lose", "rarely beat random", "surpassed by random"):
+        assert (verdict(low, text), verdict(high, text)) == ("agrees", "disagrees")
+
+
+def test_half_is_not_rarely():
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"Random": 30, "GlobalMag": 40, "LayerMag": 40}
+    assert verdict(cifar(top1), "rarely beat random") == "disagrees"
+
+
+def test_who_collapses_on_resnet():
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"GlobalAct": 1, "Random": 1}
+    assert verdict(cifar(top1), "only GlobalAct and Random") == "agrees"
+    assert verdict(cifar(top1 | {"LAMP": 1}), "only GlobalAct and Random") == "disagrees"
+
+
+def test_an_unpruned_synflow_hardly_prunes():
+    frame = grid({"SynFlow": 60}, "resnet56", "cifar10", errors={"SynFlow": -98})
+    assert verdict(frame, "SynFlow hardly prunes") == "agrees"
+    assert verdict(grid({"SynFlow": 60}, "resnet56", "cifar10"), "SynFlow hardly prunes") == "disagrees"
+
+
+def test_the_thesis_agrees_with_itself():
+    """Its printed numbers, taken for cells, must bear out what it reads from them, where they suffice."""
+    numbers, factor = tables.thesis(), tables.thesis_factor(10_000)
+    cells = [cell(f"{row.method}@run", row.compression, row.dataset, row.model)
+             for row in numbers.itertuples()]
+    tops = [round(100 * top1 / factor) for top1 in numbers["top1"]]
+    frame = tables.frame(record(of, [top] * 3) for of, top in zip(cells, tops, strict=True))
+    beyond = ("MNIST", "prunes", "rate", "over all ratios", "at once")    # asks for more than is printed
+    claims = [claim for claim in tables.CLAIMS if not any(word in claim.text for word in beyond)]
+    assert len(claims) == 14
+    assert [tables.judge(claim, frame, "run")[1] for claim in claims] == ["agrees"] * 14
+
+
+def test_provenance_tells_the_store_by_its_bytes(tmp_path):
+    (tmp_path / "results.jsonl").write_text("a")
+    body = tables.provenance(grid({"SNIP": 50}), tmp_path / "results.jsonl").body.set_index("what")["value"]
+    assert body["SHA-256 of the store"].startswith("ca978112") and body["cells"] == "4 of 4"
+
+
+def test_progress_counts_what_is_there():
+    frame = tables.frame([record(cell("SNIP"))], [cell("SNIP"), cell("LAMP")])
+    assert tables.progress(frame).body["cells"].tolist() == ["1 of 2"]
