@@ -203,24 +203,6 @@ class Example:
         return {ratio: pruning.select(model, methods.get("GlobalMag"), scores, ratio, torch.Generator())
                 for ratio in ratios or self.ratios}
 
-    def cuts(self, method: str, ratios: Iterable[float] | None = None) -> dict[str, list[float]]:
-        """Layer -> where the method's masks cut: the lowest score kept, at each compression.
-
-        A two-sided mask cuts at plus and minus the smallest magnitude kept. Where one threshold serves all layers,
-        it is the same in each.
-        """
-        row, scores = methods.get(method), self.scores(method)
-        two_sided = row.selection == "quantile" and any((score < 0).any() for score in scores.values())
-        height = {name: score.abs() if two_sided else score for name, score in scores.items()}
-        found = {name: [] for name in scores}
-        for masks in self.masks(method, ratios).values():
-            lowest = {name: float(height[name][mask].min()) for name, mask in masks.items() if mask.any()}
-            if row.scope == "global":
-                lowest = dict.fromkeys(masks, min(lowest.values()))
-            for name, cut in lowest.items():
-                found[name] += [cut, -cut] if two_sided else [cut]
-        return found
-
     def some(self, scores: Scores) -> Scores:
         """The scores of the first, the middle and the last prunable layer: enough for a picture."""
         names = list(pruning.prunable(self.network()))
@@ -245,11 +227,12 @@ class Example:
         """One row per compression: what a mask keeps of the scores above, below and exactly at 0, and what it reaches."""
         scores, rows = self.scores(method), []
         for ratio, masks in self.masks(method).items():
-            chosen = torch.cat([scores[name][mask] for name, mask in masks.items()])
-            above, below = (chosen > 0).double().mean(), (chosen < 0).double().mean()
+            chosen = {name: scores[name][mask] for name, mask in masks.items()}
             rows.append({
                 "network": self.name, "r": ratio, "reached": pruning.report(self.network(method), masks).compression,
-                "kept above 0": percent(above), "kept below 0": percent(below), "kept at 0": percent(1 - above - below),
+                "kept above 0": percent(share(chosen, lambda score: score > 0)),
+                "kept below 0": percent(share(chosen, lambda score: score < 0)),
+                "kept at 0": percent(share(chosen, lambda score: score == 0)),
                 "all scores above 0": percent(share(scores, lambda score: score > 0)),
                 "all scores exactly 0": percent(share(scores, lambda score: score == 0)),
             })
@@ -261,6 +244,19 @@ class Example:
         return [{"layer": layer.removesuffix(".weight"), "weights": size}
                 | {name: percent(int(masks[layer].sum()) / size) for name, masks in kept.items()}
                 for layer, size in sizes.items()]
+
+
+def cuts(scores: Scores, kept: Kept, two_sided: bool = False) -> dict[str, list[float]]:
+    """Layer -> where masks of one threshold for all layers cut: at the lowest score kept, for each compression.
+
+    A two-sided mask cuts at plus and minus the smallest magnitude kept.
+    """
+    found = []
+    for masks in kept.values():
+        chosen = torch.cat([scores[name][mask] for name, mask in masks.items()])
+        lowest = float((chosen.abs() if two_sided else chosen).min())
+        found += [lowest, -lowest] if two_sided else [lowest]
+    return {name: found for name in scores}
 
 
 def count(masks: Masks) -> int:
@@ -296,10 +292,11 @@ def hessian_diagonal(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[
     """
     chosen = weights(model)
     sizes = [weight.numel() for weight in chosen.values()]
+    fixed = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(vector: Tensor) -> Tensor:
         moved = {name: part.view_as(weight) for (name, weight), part in zip(chosen.items(), vector.split(sizes))}
-        return cross_entropy(call(model, inputs, dict(model.named_parameters()) | moved), targets)
+        return cross_entropy(call(model, inputs, fixed | moved), targets)
 
     flat = torch.cat([weight.detach().flatten() for weight in chosen.values()])
     diagonal = torch.func.hessian(loss)(flat).diagonal()

@@ -1,0 +1,128 @@
+"""The exact Hessian diagonal of the CNN: `lib.scorers.obd.diagonal` against BackPACK's DiagGGNExact.
+
+    python -m tests.benchmarks.bench_obd --data DIR              # 6,000 images, float32 and float64
+    python -m tests.benchmarks.bench_obd --data DIR --images 60000 --rounds 1
+
+Both compute the same numbers, which is checked, on all cores, in a process each, by turns. BackPACK's memory grows
+with images times classes, so at first it is timed with several batch sizes, and its fastest one competes. (The
+released code, which uses BackPACK, has batches of 60.) Needs BackPACK, which the project itself does not:
+pip install --no-deps backpack-for-pytorch einops unfoldNd
+"""
+
+import os
+import resource
+import time
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from lib import UserError, models
+from lib.scorers import obd
+from tests.benchmarks import measure
+
+BATCHES = (30, 60, 125, 250, 500)
+FULL = 60_000    # images of MNIST's training set
+TARGET = 1.5
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    """The CNN of Table 4.1, the same in every process."""
+    torch.manual_seed(42)
+    return models.build("cnn").to(dtype).eval()
+
+
+def ours(images: Tensor, _: Tensor, chunk: int | None) -> list[Tensor]:
+    """h of each layer, by `lib`; chunk: images times classes, instead of the module's own."""
+    obd.CHUNK = chunk or obd.CHUNK
+    return list(obd.diagonal(network(images.dtype), images).values())
+
+
+def backpack(images: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
+    """The same by BackPACK, which wants the network as a sequence; it averages over a batch, so batches are weighed."""
+    from backpack import backpack as extended, extend
+    from backpack.extensions import DiagGGNExact
+
+    cnn = network(images.dtype)
+    layers = [cnn.conv1, nn.ReLU(), nn.MaxPool2d(2), cnn.conv2, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+              cnn.fc1, nn.ReLU(), cnn.fc2]
+    sequence, loss = extend(nn.Sequential(*layers)), extend(nn.CrossEntropyLoss())
+    weighted = [layer.weight for layer in (cnn.conv1, cnn.conv2, cnn.fc1, cnn.fc2)]
+    sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weighted]
+    for some, answers in zip(images.split(batch), labels.split(batch)):
+        with extended(DiagGGNExact()):
+            loss(sequence(some), answers).backward()
+        for total, weight in zip(sums, weighted):
+            total += weight.diag_ggn_exact * len(some)
+            weight.grad = None
+    return [total / len(images) for total in sums]
+
+
+def timed(function, options, count: int, dtype: torch.dtype, size: int | None) -> tuple[float, float, list[Tensor]]:
+    """In its own process: seconds, peak memory of the process in MB, and the diagonal."""
+    torch.set_num_threads(os.cpu_count())
+    mnist = measure.images(options, count)
+    images, labels = mnist.normalise(mnist.train_images).to(dtype), mnist.train_labels
+    function(images[:64], labels[:64], size)    # warm
+    began = time.perf_counter()
+    diagonal = function(images, labels, size)
+    seconds = time.perf_counter() - began
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, diagonal
+
+
+def fastest(function, sizes, options, dtype: torch.dtype, count: int, unit: str) -> int:
+    """Times every size in a process of its own, twice, by turns; says what it saw; returns the fastest."""
+    seen = {size: [] for size in sizes}
+    for _ in range(2):
+        for size in sizes:
+            with measure.process() as alone:
+                seen[size].append(alone.submit(timed, function, options, count, dtype, size).result()[:2])
+    for size, pairs in seen.items():
+        best = min(seconds for seconds, _ in pairs)
+        print(f"  {function.__name__}, {unit} {size}: {1e3 * best / count:.2f} ms an image, peak {pairs[0][1]:.0f} MB",
+              flush=True)
+    return min(seen, key=lambda size: min(seconds for seconds, _ in seen[size]))
+
+
+def compete(dtype: torch.dtype, options) -> None:
+    print(f"\n{dtype}", flush=True)
+    batch = options.batch or fastest(backpack, BATCHES, options, dtype, options.search, "batch")
+    if options.chunks:
+        fastest(ours, options.chunks, options, dtype, options.search, "chunk")
+    with measure.Others() as others, measure.process() as first, measure.process() as second:
+        results = measure.by_turns({
+            "ours": lambda: first.submit(timed, ours, options, options.images, dtype, None).result(),
+            "backpack": lambda: second.submit(timed, backpack, options, options.images, dtype, batch).result(),
+        }, options.rounds)
+    for name, turns in results.items():
+        seconds = [turn[0] for turn in turns]
+        whole = "" if options.images == FULL else f"; extrapolated to {FULL:,}: {median(seconds) * FULL / options.images:.0f} s"
+        print(f"{name}: {measure.middle(seconds)} s for {options.images:,} images{whole}; peak {turns[-1][1]:.0f} MB")
+    pairs = zip(results["ours"][0][2], results["backpack"][0][2])
+    differences = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+    ratios = [b[0] / a[0] for a, b in zip(results["ours"], results["backpack"])]
+    print(f"largest difference, relative to each layer's largest value: {max(differences):.1e}")
+    print(f"ours is {measure.middle(ratios)} times as fast as BackPACK with batches of {batch} (target: {TARGET}); {others}",
+          flush=True)
+    if max(differences) > (1e-4 if dtype == torch.float32 else 1e-10):
+        raise SystemExit("The two do not agree.")
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--images", type=int, default=6000, help="images of each turn (default: 6000)")
+    parser.add_argument("--search", type=int, default=1000, help="images with which batch sizes are timed (1000)")
+    parser.add_argument("--batch", type=int, help="BackPACK's batch size (default: the fastest of those tried)")
+    parser.add_argument("--chunks", type=int, nargs="+", help="also try these values of lib.scorers.obd.CHUNK")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="only this one")
+    options = parser.parse_args()
+    if find_spec("backpack") is None:
+        raise UserError("BackPACK is not installed: pip install --no-deps backpack-for-pytorch einops unfoldNd")
+    print(measure.machine())
+    for dtype in [options.dtype] if options.dtype else ["float32", "float64"]:
+        compete(getattr(torch, dtype), options)
+
+
+if __name__ == "__main__":
+    measure.guarded(main)

@@ -1,0 +1,238 @@
+"""A cell: its key, what its parts share, and that it always gives the same record, bit for bit."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import UserError, data, experiment, methods, models, pruning
+from lib.experiment import Cell, Record
+from lib.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+CELL = Cell("digits", "cnn", "GlobalMag", 4, 1, 1, 0.01, width=0.2, train_images=256)
+COLOUR = Cell("shapes10", "vgg16", "SNIP", 4, 1, 0, 0.01, width=0.05, train_images=300)
+
+
+def images(cell):
+    return data.load(cell.dataset).first(cell.train_images)
+
+
+def lasting(record):
+    """The record without what may differ from run to run: the times."""
+    return replace(record, run={key: value for key, value in record.run.items() if "seconds" not in key}).to_json()
+
+
+def values(model):
+    return torch.cat([value.detach().flatten() for value in model.state_dict().values()])
+
+
+# --- keys and records
+
+def test_the_key_depends_on_every_field_and_on_the_version(monkeypatch):
+    others = {"dataset": "mnist", "model": "vgg16", "method": "SNIP", "compression": 4.5, "seed": 2, "epochs": 2,
+              "learning_rate": 0.1, "batch_size": 64, "width": 0.3, "score_images": 64, "train_images": None}
+    assert set(others) == set(asdict(CELL))
+    keys = [CELL.key, *(replace(CELL, **{name: value}).key for name, value in others.items())]
+    monkeypatch.setattr(experiment, "VERSION", experiment.VERSION + 1)
+    assert len({*keys, CELL.key}) == len(others) + 2
+
+
+def test_the_key_depends_on_nothing_else():
+    assert Cell("digits", "cnn", "GlobalMag", 4, 1, 1, 1, width=1).key == \
+        Cell("digits", "cnn", "GlobalMag", 4.0, 1, 1, 1.0, 128, 1.0, 128, None).key
+    twin = subprocess.run([sys.executable, "-c", f"from lib.experiment import Cell; print({CELL!r}.key)"],
+                          cwd=ROOT, capture_output=True, text=True, check=True)
+    assert twin.stdout.strip() == CELL.key and len(CELL.key) == 16
+
+
+def test_a_record_goes_to_json_and_back():
+    record = experiment.run(CELL)
+    line = record.to_json()
+    assert "\n" not in line and Record.from_json(line) == record and Record.from_json(line).to_json() == line
+    assert Record.from_json(line).cell == CELL and json.loads(line)["cell"] == asdict(CELL)
+    with pytest.raises(ValueError):
+        replace(record, report={"compression": math.nan}).to_json()
+
+
+def test_a_record_holds_what_its_readers_need():
+    record = experiment.run(CELL)
+    whole = images(CELL)
+    assert (record.key, record.version, record.cell) == (CELL.key, experiment.VERSION, CELL)
+    assert record.test_images == len(whole.test_labels)
+    assert [entry["epoch"] for entry in record.history] == [0, 1] and record.run["diverged"] is None
+    assert record.run["device"] == "cpu" and record.run["precision"] == "float32" and record.run["threads"] == 1
+    model = experiment.network(CELL, whole)
+    masks = pruning.masks(model, "GlobalMag", None, None, 4)
+    assert record.report == asdict(pruning.report(model, masks)) | {"digest": experiment.digest(masks)}
+
+
+def test_no_epochs_make_masks_only():
+    trained, only = experiment.run(CELL), experiment.run(replace(CELL, epochs=0))
+    assert only.history == [] and only.report == trained.report and only.run["diverged"] is None
+
+
+def test_a_diverged_cell_is_recorded_in_finite_json():
+    record = experiment.run(replace(CELL, learning_rate=1e30, epochs=3))
+    assert record.run["diverged"] == 1 and len(record.history) == 2
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_digests_tell_masks_apart():
+    one = {"a": torch.tensor([[True, False], [True, True]]), "b": torch.tensor([False])}
+    other = {"a": one["a"].T.contiguous(), "b": one["b"]}
+    assert experiment.digest(one) != experiment.digest(other)
+    assert experiment.digest(one) == experiment.digest({name: mask.clone() for name, mask in one.items()})
+
+
+@pytest.mark.parametrize("change", [
+    {"dataset": "mnistt"}, {"model": "cnn2"}, {"method": "Snip"}, {"method": "LAMP@written"}, {"compression": 0.9},
+    {"compression": math.nan}, {"epochs": -1}, {"batch_size": 0}, {"score_images": 0}, {"learning_rate": 0},
+    {"learning_rate": math.nan},
+])
+def test_an_impossible_cell_is_refused(change):
+    with pytest.raises(UserError):
+        replace(CELL, **change)
+
+
+@pytest.mark.parametrize("change", [
+    {"compression": 17}, {"compression": math.inf}, {"width": 0}, {"train_images": 0}, {"train_images": 10**6}])
+def test_a_cell_that_its_network_or_data_cannot_meet_is_refused_when_run(change):
+    with pytest.raises(UserError):
+        experiment.run(replace(CELL, **change))
+
+
+# --- what the cells of a seed share
+
+def test_methods_of_a_seed_share_their_initial_weights_but_for_the_init():
+    drawn, whole = defaultdict(list), images(CELL)
+    for name in [*METHODS, *(method.name for method in methods.DENSE.values())]:
+        cell = replace(CELL, method=name, compression=1)
+        drawn[methods.get(name).init].append(values(experiment.network(cell, whole)))
+        drawn[methods.get(name).init].append(values(experiment.network(replace(cell, compression=8, epochs=3), whole)))
+    assert all(torch.equal(first, other) for first, *rest in drawn.values() for other in rest)
+    own, scaled, xavier = (drawn[init][0] for init in models.INITS)
+    assert len(drawn) == 3 and not torch.equal(own, scaled) and not torch.equal(own, xavier)
+    other_seed = experiment.network(replace(CELL, seed=2), whole)
+    assert not torch.equal(values(other_seed), own)
+
+
+def test_xavier_leaves_the_biases_that_the_own_init_drew():
+    own, xavier = (experiment.network(replace(CELL, method=method), images(CELL)) for method in ("OBD", "SNIP@run"))
+    assert torch.equal(own.conv1.bias, xavier.conv1.bias) and own.conv1.bias.any()
+
+
+def test_weights_do_not_depend_on_the_global_generator():
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        drawn.append(values(experiment.network(COLOUR, images(COLOUR))))
+    assert torch.equal(*drawn)
+
+
+def test_methods_of_a_seed_share_their_scoring_batch():
+    whole, drawn = images(COLOUR), defaultdict(list)
+    for name, method in METHODS.items():
+        inputs, labels = experiment.scoring_batch(replace(COLOUR, method=name), whole)
+        assert inputs.shape == (128, 3, 32, 32) and inputs.dtype == torch.float32
+        drawn[method.mode == "calibrated" or method.reading == "run"].append((name, inputs, labels))
+    (_, plain, labels), *rest = drawn[False]
+    assert all(torch.equal(plain, inputs) and torch.equal(labels, other) for _, inputs, other in rest)
+    released = [(inputs, other) for name, inputs, other in drawn[True] if not name.startswith("OBD")]
+    assert len(released) == 13 and all(torch.equal(released[0][0], inputs) for inputs, _ in released)
+    assert all(torch.equal(labels, other) for _, other in released)
+    changed = (released[0][0] != plain).flatten(1).any(1)
+    assert changed.float().mean() > 0.9  # augmented: 1 of 162 stays as it is
+    other = experiment.scoring_batch(replace(COLOUR, seed=2), whole)[0]
+    assert not torch.equal(other, plain)
+
+
+def test_the_scoring_batch_holds_different_training_images():
+    whole = images(COLOUR)
+    inputs, labels = experiment.scoring_batch(COLOUR, whole)
+    every = whole.normalise(whole.train_images).flatten(1)
+    places = [int((every == image).all(1).nonzero()) for image in inputs.flatten(1)]
+    assert len(set(places)) == 128 and places != sorted(places) and max(places) > 200
+    assert torch.equal(whole.train_labels[places], labels)
+
+
+def test_the_released_batch_is_augmented_only_where_training_is():
+    whole = images(CELL)
+    plain, released = (experiment.scoring_batch(replace(CELL, method=name), whole) for name in ("SNIP", "SNIP@run"))
+    assert torch.equal(plain[0], released[0])
+
+
+@pytest.mark.parametrize("method", ["OBD", "OBD@run"])
+@pytest.mark.parametrize("count,expected", [(200, 200), (1000, 300)])
+def test_obd_sees_the_training_images_in_order_as_they_are(method, count, expected):
+    whole = images(COLOUR)
+    inputs, labels = experiment.scoring_batch(replace(COLOUR, method=method, score_images=count), whole)
+    assert torch.equal(inputs, whole.normalise(whole.train_images[:expected]))
+    assert torch.equal(labels, whole.train_labels[:expected])
+
+
+def test_generators_have_one_purpose_each():
+    states = {bytes(experiment.generator(cell, purpose).get_state().numpy())
+              for cell in (CELL, replace(CELL, seed=2), replace(CELL, dataset="mnist"), replace(CELL, width=0.3))
+              for purpose in ("weights", "training", "scoring batch")}
+    assert len(states) == 12
+    same = replace(CELL, method="SNIP", compression=9, epochs=7, learning_rate=1, batch_size=5)
+    assert torch.equal(experiment.generator(CELL, "x").get_state(), experiment.generator(same, "x").get_state())
+
+
+# --- bit for bit
+
+def test_records_do_not_depend_on_the_order_of_cells():
+    """A score is kept from cell to cell: it must be the cell's own."""
+    cells = [replace(CELL, method=method, compression=r, seed=seed, epochs=0) for seed in (1, 2)
+             for method in ("Random", "Random@run", "GlobalGrad", "GraSP@run", "SNIP") for r in (2, 8)]
+    cells += [replace(cells[4], score_images=64), replace(cells[4], width=0.15), replace(cells[4], train_images=200),
+              replace(CELL, method="GlobalGrad"), replace(CELL, method="GlobalGrad@run")]
+    forth = {cell: lasting(experiment.run(cell)) for cell in cells}
+    torch.manual_seed(9)
+    back = {cell: lasting(experiment.run(cell)) for cell in cells[::-1]}
+    assert forth == back
+    assert len({json.loads(line)["report"]["digest"] for line in forth.values()}) == len(cells) - 1
+
+
+def test_a_kept_score_is_used_for_every_compression(monkeypatch):
+    counted, plain = [], pruning.score
+    monkeypatch.setattr(pruning, "score", lambda *given: counted.append(given[1].name) or plain(*given))
+    experiment._kept_scores.clear()
+    for r in (2, 4, 8):
+        experiment.run(replace(CELL, method="GraSP", compression=r, epochs=0))
+    assert counted == ["GraSP"]
+
+
+def test_a_fresh_process_gives_the_same_record():
+    cells = [replace(CELL, method=method) for method in ("GlobalGrad@run", "Random@run", "SynFlow")]
+    text = (f"import torch; torch.set_num_threads(1)\nfrom lib import experiment\nfrom lib.experiment import Cell\n"
+            f"for cell in {cells!r}: print(experiment.run(cell).to_json())")
+    lines = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [lasting(Record.from_json(line)) for line in lines.splitlines()] == \
+        [lasting(experiment.run(cell)) for cell in cells]
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.score != "random"])
+def test_a_cells_masks_are_those_of_pruning_masks(method):
+    """On its own network and batch, whatever way the cell took to them. (The CNN has no dropout to draw.)"""
+    cell = replace(CELL, method=method, epochs=0)
+    whole = images(cell)
+    model = experiment.network(cell, whole)
+    direct = pruning.masks(model, method, *experiment.scoring_batch(cell, whole), cell.compression)
+    assert experiment.run(cell).report["digest"] == experiment.digest(direct)
+
+
+def test_training_starts_from_the_networks_own_weights():
+    """Epoch 0 of a dense cell is its network before training."""
+    cell = replace(CELL, method="Dense", compression=1)
+    whole = images(cell)
+    model = experiment.network(cell, whole).eval()
+    right = (model(whole.normalise(whole.test_images)).argmax(1) == whole.test_labels).sum()
+    assert experiment.run(cell).history[0]["top1"] == right

@@ -1,0 +1,249 @@
+"""Sweeps: the same store however many work at it; failures, budgets and kills lose nothing that was finished."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lib import UserError, experiment, sweep
+from lib.experiment import Cell
+from lib.store import Store
+
+ROOT = Path(__file__).parents[1]
+CELL = Cell("mnist", "cnn", "GlobalMag", 4, 1, 1, 0.01, width=0.2)  # of noise: see `root`
+SHORT = [replace(CELL, method=method, compression=r) for method in ("GlobalGrad", "GraSP@run", "Random@run") for r in (2, 8)]
+MASKS = [replace(cell, epochs=0) for cell in SHORT]
+LONG = [replace(CELL, seed=seed, epochs=10**6) for seed in (1, 2)]
+BAD = replace(CELL, compression=1000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root(tmp_path_factory):
+    """A folder with an MNIST of noise: workers read it faster than they import what the stand-ins need."""
+    folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    arrays = {f"{split}_images": draw.integers(256, size=(count, 28, 28), dtype=np.uint8)
+              for split, count in [("train", 256), ("test", 200)]}
+    arrays |= {f"{split}_labels": np.arange(count) % 10 for split, count in [("train", 256), ("test", 200)]}
+    np.savez(folder / "mnist.npz", **arrays, classes=np.array(list("0123456789")))
+    return str(folder)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results.jsonl")
+
+
+@pytest.fixture
+def fill(root):
+    """`sweep.run` in this process, on that data, silently."""
+    def fill(store, cells, **options):
+        return sweep.run(cells, store, **{"executor": Inline(), "data_root": root, "say": lambda line: None} | options)
+
+    return fill
+
+
+class Inline(Executor):
+    """Computes at once, in this process; `clock` advances by 10 with every task."""
+
+    def __init__(self):
+        self.clock, self.tasks = 0, []
+
+    def submit(self, function, *arguments):
+        self.clock += 10
+        self.tasks.append(arguments[0])
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+class First(Future):
+    """Comes first in a set of futures."""
+
+    def __hash__(self):
+        return 0
+
+
+class Broken(Inline):
+    """Loses its worker at the second task; the news of it arrive before the other tasks' results."""
+
+    def submit(self, function, *arguments):
+        future = super().submit(function, *arguments)
+        if len(self.tasks) == 2:
+            future = First()
+            future.set_exception(BrokenExecutor("killed"))
+        return future
+
+
+def lasting(store):
+    """The store's records by key, without the times."""
+    return {key: replace(record, run={name: value for name, value in record.run.items() if "seconds" not in name}).to_json()
+            for key, record in store.records.items()}
+
+
+# --- results
+
+def test_one_worker_two_workers_and_this_process_make_the_same_store(tmp_path, fill):
+    cells, found = [*SHORT, *MASKS], []
+    for index, options in enumerate([{"executor": None, "workers": 1}, {"executor": None, "workers": 2}, {}]):
+        path = tmp_path / str(index) / "results.jsonl"
+        assert fill(Store(path), cells[::-1] if index == 1 else cells, **options) == []
+        found.append(lasting(Store(path)))
+    assert set(found[0]) == {cell.key for cell in cells} and found[0] == found[1] == found[2]
+
+
+def test_missing_is_what_the_store_lacks_in_order_and_once(store, fill):
+    fill(store, MASKS[:2])
+    assert sweep.missing([*MASKS, *MASKS], store) == MASKS[2:]
+    assert sweep.missing(MASKS[:2], Store(store.path)) == []
+
+
+def test_only_missing_cells_are_computed(store, fill):
+    fill(store, MASKS[1:3])
+    before, executor = store.path.read_bytes(), Inline()
+    fill(store, MASKS[:4], executor=executor)
+    assert executor.tasks == [(MASKS[0],), (MASKS[3],)] and store.path.read_bytes().startswith(before)
+    fill(store, MASKS[:4], executor=executor)
+    assert len(executor.tasks) == 2 and len(Store(store.path)) == 4
+
+
+def test_what_another_run_has_written_since_is_not_computed_again(store, fill):
+    rival, executor = Store(store.path), Inline()
+    fill(rival, MASKS[:2])
+    fill(store, MASKS[:3], executor=executor)
+    assert executor.tasks == [(MASKS[2],)] and len(store) == 3
+
+
+def test_nothing_missing_needs_no_worker_and_no_lock(store, fill):
+    fill(store, MASKS[:1])
+    with store.writing():
+        assert sweep.run(MASKS[:1], Store(store.path)) == []
+
+
+def test_masks_that_share_a_score_go_to_one_worker_and_trained_cells_each_to_one():
+    assert sweep.tasks(MASKS) == [tuple(MASKS[:2]), tuple(MASKS[2:4]), tuple(MASKS[4:])]
+    assert sweep.tasks(SHORT) == [(cell,) for cell in SHORT]
+    assert sweep.tasks([MASKS[0], replace(MASKS[1], seed=2)]) == [(MASKS[0],), (replace(MASKS[1], seed=2),)]
+
+
+# --- failures and budgets
+
+def test_a_failing_cell_is_reported_and_the_others_go_on(store, fill):
+    said = []
+    failures = fill(store, [MASKS[0], BAD, MASKS[2]], say=said.append)
+    assert len(failures) == 1 and "r=1000" in failures[0] and "out of reach" in failures[0]
+    assert set(store.records) == {MASKS[0].key, MASKS[2].key}
+    assert len(said) == 3 and ["r=1000 seed 1: FAILED" in line for line in said].count(True) == 1
+
+
+def test_an_unforeseen_failure_is_reported_too_also_among_masks(store, monkeypatch, fill):
+    def run(cell, root=None):
+        if cell == MASKS[0]:
+            raise KeyError("conv7")
+        return plain(cell, root)
+
+    plain = experiment.run
+    monkeypatch.setattr(experiment, "run", run)
+    failures = fill(store, MASKS[:2])
+    assert len(failures) == 1 and "KeyError: 'conv7'" in failures[0] and list(store.records) == [MASKS[1].key]
+
+
+def test_a_spent_budget_starts_no_further_cell(store, monkeypatch, fill):
+    executor = Inline()
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: executor.clock))
+    assert fill(store, SHORT, executor=executor, budget=25) == []
+    assert executor.tasks == [(cell,) for cell in SHORT[:3]] and len(store) == 3
+    fill(store, SHORT, executor=executor)
+    assert len(store) == len(SHORT)
+
+
+def test_a_killed_worker_is_a_sentence_and_loses_no_finished_cell(store, fill):
+    with pytest.raises(UserError, match="worker process was killed"):
+        fill(store, SHORT, executor=Broken())
+    assert set(Store(store.path).records) == {cell.key for cell in SHORT[:1] + SHORT[2:]}
+
+
+def test_a_store_that_another_run_writes_is_refused(store, fill):
+    with store.writing(), pytest.raises(UserError, match="another run"):
+        fill(Store(store.path), MASKS[:1])
+
+
+def test_progress_is_one_line_for_each_cell(store, fill):
+    said = []
+    fill(store, [SHORT[1], *MASKS[:2]], say=said.append)
+    assert [line.split()[0] for line in said] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert sorted(line.split(":")[0][6:] for line in said) == sorted(
+        f"mnist/cnn GlobalGrad r={r} seed 1" for r in (8, 2, 8))
+    assert "2 left, about" in said[0] and "1 left, about" in said[1] and "left" not in said[2]
+    assert sum("top-1" in line for line in said) == 1 and sum("compression 8" in line for line in said) == 2
+
+
+# --- kills
+
+SCRIPT = """
+from lib import sweep
+from lib.experiment import Cell
+from lib.store import Store
+if __name__ == "__main__":
+    sweep.run({cells!r}, Store({path!r}), workers=2, data_root={root!r}, say=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.fixture
+def started(store, tmp_path, root):
+    """A sweep in a process group of its own: two cells done, then two in flight that would take hours.
+
+    Its workers hold its standard output: that ends when the last of them does.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(cells=[*SHORT[:2], *LONG, *SHORT[2:]], path=str(store.path), root=root))
+    process = subprocess.Popen(
+        [sys.executable, script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert all(line.startswith("[") for line in lines), process.stderr.read()
+    time.sleep(0.5)
+    yield process
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.communicate()
+
+
+def ends(process):
+    """Waits for the process and all its workers; how many further cells it finished."""
+    began = time.monotonic()
+    rest, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 8
+    return len(rest.splitlines())
+
+
+def interrupt(process):
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: all processes of the group get it
+
+
+def kill(process):
+    process.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("stop", [interrupt, kill])
+def test_a_stopped_sweep_ends_within_seconds_loses_no_finished_cell_and_resumes(started, store, stop, fill):
+    stop(started)
+    assert ends(started) == 0 and started.returncode != 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a torn line would warn
+        left = Store(store.path)
+    assert set(left.records) == {cell.key for cell in SHORT[:2]}
+    executor = Inline()
+    assert fill(left, SHORT, executor=executor) == []
+    assert executor.tasks == [(cell,) for cell in SHORT[2:]] and len(Store(store.path)) == len(SHORT)

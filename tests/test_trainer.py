@@ -1,0 +1,233 @@
+"""Training: one step by hand, pruned weights, every image once, what randomness it uses, counts by brute force."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lib import UserError, pruning, trainer
+from lib.data import Data
+from tests.nets import chain
+
+TRAIN, TEST, BATCH = 50, 300, 16
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(train=TRAIN, test=TEST, classes=3, augmented=False):
+    generator = seeded(1)
+    pixels = lambda count: torch.randint(256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = lambda count: torch.randint(classes, (count,), generator=generator)
+    return Data("noise", pixels(train), labels(train), pixels(test), labels(test), tuple(map(str, range(classes))),
+                (0.5,), (0.25,), augmented, stand_in=True)
+
+
+def network(dropout=False):
+    torch.manual_seed(3)
+    net = chain(batchnorm=dropout)
+    if dropout:
+        net.insert(len(net) - 1, nn.Dropout(0.5))
+    return net
+
+
+def half(net):
+    return pruning.masks(net, "GlobalMag", None, None, 2)
+
+
+def train(net, data=None, masks=None, seed=5, **options):
+    options = {"epochs": 2, "learning_rate": 0.05, "batch_size": BATCH} | options
+    return trainer.train(net, masks or half(net), data or images(), generator=seeded(seed), **options)
+
+
+def values(net):
+    return torch.cat([value.detach().flatten() for value in net.state_dict().values()])
+
+
+# --- steps
+
+def test_steps_are_nesterovs_on_masked_gradients():
+    net, data, rate = network(), images(train=BATCH), 0.3
+    masks, twin = half(net), copy.deepcopy(net)
+    weights = dict(twin.named_parameters())
+    kept = {name: masks[name] if name in masks else torch.ones_like(value) for name, value in weights.items()}
+    with torch.no_grad():
+        for name, value in weights.items():
+            value *= kept[name]
+    velocity = dict.fromkeys(weights, 0)
+    for _ in range(3):
+        loss = cross_entropy(twin(data.normalise(data.train_images)), data.train_labels)
+        slopes = dict(zip(weights, torch.autograd.grad(loss, weights.values())))
+        with torch.no_grad():
+            for name, value in weights.items():
+                slope = slopes[name] * kept[name]
+                velocity[name] = 0.9 * velocity[name] + slope
+                value -= rate * (slope + 0.9 * velocity[name])
+    train(net, data, masks, epochs=3, learning_rate=rate)
+    assert torch.allclose(values(net), values(twin), rtol=1e-4, atol=1e-6)
+
+
+def test_pruned_weights_are_zero_at_every_epoch_and_the_others_learn():
+    net = network()
+    masks, start, seen = half(net), copy.deepcopy(net), []
+    zero = lambda: all(not pruning.prunable(net)[name][~mask].any() for name, mask in masks.items())
+    train(net, masks=masks, epochs=3, said=lambda entry: seen.append(zero()))
+    assert seen == [True] * 4 and any(not mask.all() for mask in masks.values())
+    moved = [now != before for now, before in zip(pruning.prunable(net).values(), pruning.prunable(start).values())]
+    assert all((change & mask).any() for change, mask in zip(moved, masks.values()))
+
+
+@pytest.mark.parametrize("train_images,batch_size,sizes", [(50, 16, [16, 16, 16, 2]), (32, 16, [16, 16]), (5, 16, [5])])
+def test_every_image_is_seen_once_an_epoch_the_last_batch_included(monkeypatch, train_images, batch_size, sizes):
+    seen, plain = [], trainer.batch
+    monkeypatch.setattr(trainer, "batch", lambda data, index, g: seen.append(index) or plain(data, index, g))
+    train(network(), images(train=train_images), batch_size=batch_size)
+    assert [len(index) for index in seen] == 2 * sizes
+    first, second = torch.cat(seen[:len(sizes)]), torch.cat(seen[len(sizes):])
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(train_images))
+    assert not torch.equal(first, second) and first.tolist() != list(range(train_images))
+
+
+def test_a_batch_is_the_normalised_images_and_their_labels():
+    data, index = images(), torch.tensor([4, 0, 7])
+    inputs, labels = trainer.batch(data, index, seeded())
+    assert torch.allclose(inputs, (data.train_images[index].double() / 255 - 0.5).div(0.25).float(), atol=1e-6)
+    assert torch.equal(labels, data.train_labels[index]) and inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_images_are_augmented_only_where_their_set_is(monkeypatch, augmented):
+    seen = []
+    monkeypatch.setattr(trainer, "augment", lambda pixels, g: seen.append(pixels) or 255 - pixels)
+    data = images(augmented=augmented)
+    everything = torch.arange(TRAIN)
+    plain, changed = trainer.batch(data, everything, None)[0], trainer.batch(data, everything, seeded())[0]
+    assert len(seen) == augmented and torch.equal(plain, changed) != augmented
+    train(network(), data)
+    assert len(seen) == (1 + 2 * math.ceil(TRAIN / BATCH)) * augmented
+    assert all(pixels.dtype == torch.uint8 for pixels in seen)
+
+
+# --- history
+
+def test_epoch_0_is_the_untrained_pruned_network():
+    net = network()
+    masks, twin = half(net), copy.deepcopy(net)
+    history = train(net, masks=masks)
+    pruning.apply(twin, masks)
+    assert history[0] == {"epoch": 0, "train_loss": None} | trainer.evaluate(twin, images())
+    assert trainer.evaluate(net, images()) == {key: history[2][key] for key in ("test_loss", "top1", "top5")}
+
+
+def test_every_epoch_is_recorded_and_said():
+    said = []
+    history = train(network(), epochs=3, said=lambda entry: said.append(dict(entry)))
+    assert [list(entry) for entry in history] == [["epoch", "train_loss", "test_loss", "top1", "top5"]] * 4
+    assert [entry["epoch"] for entry in history] == [0, 1, 2, 3] and said == history and history.diverged is None
+    assert history[3]["train_loss"] < history[1]["train_loss"]
+
+
+def test_no_epochs_only_evaluate():
+    net = network()
+    history = train(net, epochs=0)
+    assert [entry["epoch"] for entry in history] == [0]
+
+
+def test_the_training_loss_is_the_mean_over_images_not_over_batches():
+    net, data = network(), images()
+    history = train(net, data, epochs=1, learning_rate=1e-30)
+    expected = cross_entropy(net(data.normalise(data.train_images)), data.train_labels).detach()
+    assert history[1]["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_learns_what_can_be_learnt():
+    data = images(train=64)
+    data = replace(data, train_labels=data.train_images[:, 0, 0, 0].div(86, rounding_mode="floor").long())
+    data = replace(data, test_images=data.train_images, test_labels=data.train_labels)
+    net = network()
+    history = train(net, data, {name: torch.ones_like(w, dtype=bool) for name, w in pruning.prunable(net).items()},
+                    epochs=60)
+    assert history[-1]["top1"] > 50 > 30 > history[0]["top1"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_is_recorded():
+    history = train(network(), epochs=9, learning_rate=1e30)
+    assert history.diverged == 1 and len(history) == 2
+    assert history[1]["train_loss"] is None and history[1]["test_loss"] is None
+    json.dumps(history, allow_nan=False)
+
+
+# --- randomness
+
+def test_twice_the_same_bit_for_bit_from_the_generator_alone():
+    data, runs = images(augmented=True), []
+    for global_seed, seed in [(1, 5), (2, 5), (2, 6)]:
+        net = network(dropout=True)
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        history = train(net, data, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append((history, values(net)))
+    (one, first), (two, second), (_, third) = runs
+    assert one == two and torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_masks_do_not_move_the_order_of_the_images(monkeypatch):
+    seen, plain = [], trainer.batch
+    monkeypatch.setattr(trainer, "batch", lambda data, index, g: seen.append(index) or plain(data, index, g))
+    net = network()
+    for masks in (half(net), {name: torch.ones_like(mask) for name, mask in half(net).items()}):
+        train(copy.deepcopy(net), images(augmented=True), masks)
+    assert torch.equal(torch.cat(seen[:8]), torch.cat(seen[8:]))
+
+
+# --- evaluation
+
+class Fixed(nn.Module):
+    """Looks its logits up by the first pixel of an image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs):
+        return self.logits[((inputs[:, 0, 0, 0] * 0.25 + 0.5) * 255).round().long()]
+
+
+@pytest.mark.parametrize("classes", [3, 5, 20])
+def test_top1_and_top5_are_counted_as_by_hand(classes):
+    data, logits = images(classes=classes), torch.randn(256, classes, generator=seeded())
+    loss, top1, top5 = 0.0, 0, 0
+    for pixel, label in zip(data.test_images[:, 0, 0, 0].tolist(), data.test_labels.tolist()):
+        row = logits[pixel].tolist()
+        better = sum(value > row[label] for value in row)
+        top1, top5 = top1 + (better == 0), top5 + (better < 5)
+        loss += math.log(sum(math.exp(value - row[label]) for value in row)) / TEST
+    found = trainer.evaluate(Fixed(logits), data)
+    assert (found["top1"], found["top5"]) == (top1, top5) and found["test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_evaluation_is_in_eval_mode_and_training_in_train_mode():
+    net, data = network(dropout=True), images()
+    modes = []
+    net[1].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    train(net, data, epochs=1)
+    passes = math.ceil(TEST / trainer.TEST_BATCH)
+    assert modes == [False] * passes + [True] * math.ceil(TRAIN / BATCH) + [False] * passes
+    net.eval()
+    logits = net(data.normalise(data.test_images))
+    assert trainer.evaluate(net, data)["top1"] == int((logits.argmax(1) == data.test_labels).sum())
+
+
+def test_masks_that_do_not_fit_are_refused_before_anything_moves():
+    net = network()
+    before = values(net)
+    with pytest.raises(UserError, match="do not fit"):
+        train(net, masks={"0.weight": torch.zeros(1, dtype=torch.bool)})
+    assert torch.equal(values(net), before)
