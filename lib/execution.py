@@ -108,7 +108,7 @@ def execute(name: str, parameters: dict, folder: Path) -> Outcome:
     try:
         notebook = papermill.execute_notebook(
             FOLDER / f"{name}.ipynb", partial, parameters, kernel_name="python3", language="python",
-            progress_bar=False, coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=40"])
+            progress_bar=False, coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"])
         problem = unfinished(notebook)
     except OSError:
         raise

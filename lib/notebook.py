@@ -95,9 +95,9 @@ class Chapter:
         """
         pruned = results[results["compression"] > 1]
         names = profile.select(list(bases))
-        rows = [{"network": _name(dataset, model), "r": ratio}
+        rows = [{"network": _name(*network), "r": ratio}
                 | {name: _audited(group[group["method"] == name]) for name in names}
-                for (dataset, model, ratio), group in pruned.groupby(["dataset", "model", "compression"], sort=False)]
+                for (*network, ratio), group in pruned.groupby(["dataset", "model", "width", "compression"], sort=False)]
         return self.table(f"Compression reached by the masks of {', '.join(bases)}, where r was asked for.", rows,
                           f"audit-{bases[0].lower()}")
 
@@ -134,7 +134,7 @@ class Example:
 
     @property
     def name(self) -> str:
-        return _name(self.dataset, self.model) + (f", width {self.width:g}" if self.width != 1 else "")
+        return _name(self.dataset, self.model, self.width)
 
     @cached_property
     def ratios(self) -> list[float]:
@@ -165,11 +165,14 @@ class Example:
         return experiment.network(self.cell(method), self.images)
 
     def setting(self, method: str) -> tuple[nn.Module, Tensor, Tensor]:
-        """Model (float64, in the mode that the method scores it in), inputs and targets, to call a scorer with."""
+        """Model, inputs and targets to call the scorer of a published or written reading with: in the mode and the
+        precision that `pruning.score` takes, float32 for OBD on networks with BatchNorm, else float64."""
         inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
-        model = self.network(method).double()
-        pruning._set_mode(model, methods.get(method).mode, inputs)
-        return model, inputs.double(), targets
+        model, mode = self.network(method), methods.get(method).mode
+        if mode != "calibrated" or self.model == "cnn":
+            model, inputs = model.double(), inputs.double()
+        pruning._set_mode(model, mode, inputs)
+        return model, inputs, targets
 
     def scores(self, method: str) -> Scores:
         """The method's scores of the prunable weights. The last ones are remembered: VGG-16's take 120 MB."""
@@ -211,7 +214,8 @@ class Example:
 
     def overlaps(self, kept: dict[str, Kept]) -> list[dict]:
         """One row per compression: how many weights each of these keeps, and the share that it has in common with the
-        first: kept by both / kept by either (Jaccard). Beside it what two random sets of the same sizes would share."""
+        first: kept by both / kept by either (Jaccard). Beside it what two random sets of the same sizes would share.
+        Of sets that differ in size it cannot reach 100 %."""
         (first, reference), *others = kept.items()
         rows = []
         for ratio, masks in reference.items():
@@ -257,6 +261,11 @@ def cuts(scores: Scores, kept: Kept, two_sided: bool = False) -> dict[str, list[
         lowest = float((chosen.abs() if two_sided else chosen).min())
         found += [lowest, -lowest] if two_sided else [lowest]
     return {name: found for name in scores}
+
+
+def by_sign(score: Tensor) -> dict[str, Tensor]:
+    """A signed score as two that are positive: those above 0, and the magnitudes of those below."""
+    return {"above 0": score[score > 0], "below 0, magnitude": -score[score < 0]}
 
 
 def count(masks: Masks) -> int:
@@ -311,10 +320,12 @@ def gradient_flow(model: nn.Module, inputs: Tensor, targets: Tensor, temperature
     return sum(float(gradient.square().sum()) for gradient in gradients)
 
 
-def pruned(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy of the model with the weights zeroed that the masks drop."""
+def scaled(model: nn.Module, masks: Masks, factor: float) -> nn.Module:
+    """A copy of the model in which the weights that the masks drop are multiplied by `factor`: 0 removes them."""
     model = copy.deepcopy(model)
-    pruning.apply(model, masks)
+    with torch.no_grad():
+        for name, weight in pruning.prunable(model).items():
+            weight[~masks[name]] *= factor
     return model
 
 
@@ -327,8 +338,8 @@ def _objection(model: nn.Module, ratio: float) -> str:
     return ""
 
 
-def _name(dataset: str, model: str) -> str:
-    return f"{tables.label(model)} on {tables.label(dataset)}"
+def _name(dataset: str, model: str, width: float) -> str:
+    return f"{tables.label(model)} on {tables.label(dataset)}" + (f", width {width:g}" if width != 1 else "")
 
 
 def _audited(rows: pd.DataFrame) -> str:

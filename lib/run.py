@@ -232,7 +232,8 @@ def cluster(address: str):
     try:
         return Client(address, timeout=10).get_executor()
     except (OSError, ValueError) as error:
-        raise UserError(f"No Dask scheduler answers at {address!r}: {error}. Start one with `dask scheduler`.") from error
+        raise UserError(f"No Dask scheduler answers at {address!r}: {error}. Start one with `dask scheduler`, or "
+                        "leave --scheduler out.") from error
 
 
 def show_cells(chosen: Profile, options: argparse.Namespace) -> int:

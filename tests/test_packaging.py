@@ -75,7 +75,8 @@ def test_git_ignores_what_runs_leave_and_not_the_code():
 
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    assert not any(map(ignored, ["lib/run.py", "lib/scorers/obd.py", "outputs/mnist/results.jsonl", "outputs/mnist/tables/a.csv"]))
+    assert not any(map(ignored, ["lib/run.py", "lib/scorers/obd.py", "outputs/mnist/results.jsonl",
+                                 "outputs/mnist/tables/a.csv"]))
     assert all(map(ignored, [".venv/bin/python", "outputs/quick/results.jsonl", "outputs/mnist/html/a.html",
                              "outputs/mnist/results.jsonl.lock", "a.partial.ipynb"]))
 

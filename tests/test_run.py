@@ -17,7 +17,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib import UserError, execution, pages, profile, run, sweep
 from lib.experiment import Cell
-from lib.store import Store
 
 FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], seeds=[1], learning_rate=0.001,
               text_learning_rate=None, width=0.125, train_images=64, obd_images=16)
@@ -174,8 +173,8 @@ def test_ctrl_c_ends_within_seconds_and_says_how_to_go_on(house):
 
 def test_parameters_and_places_reach_the_notebook(house):
     notebook("good", "import lib, os, pathlib\n"   # lib is found although it is not installed
-                     "got = pairs, text_learning_rate, os.environ['FORESIGHT_OUTPUTS'], os.environ['FORESIGHT_WORKERS']\n"
-                     "pathlib.Path('got').write_text(repr(got))",
+                     "places = os.environ['FORESIGHT_OUTPUTS'], os.environ['FORESIGHT_WORKERS']\n"
+                     "pathlib.Path('got').write_text(repr((pairs, text_learning_rate, *places)))",
              parameters={**FIELDS, "pairs": {}, "text_learning_rate": 7})
     assert start(house, "--workers", "3") == 0
     assert (execution.FOLDER / "got").read_text() == repr(({"digits/cnn": 0}, None, str(house / "outputs"), "3"))

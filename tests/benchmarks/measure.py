@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from statistics import median
 
 import psutil
@@ -37,12 +38,15 @@ def guarded(main: Callable[[], None]) -> None:
 
 def images(options: argparse.Namespace, train: int, test: int = 1) -> data.Data:
     """The first `train` and `test` images of MNIST; digits, of which there are fewer, again and again."""
-    source = data.load("digits" if options.digits else "mnist", options.data)
+    source = _load("digits" if options.digits else "mnist", options.data)
     pick = {}
     for split, count in (("train", train), ("test", test)):
         index = torch.arange(count) % len(getattr(source, f"{split}_labels"))
         pick |= {f"{split}_{kind}": getattr(source, f"{split}_{kind}")[index] for kind in ("images", "labels")}
     return replace(source, **pick)
+
+
+_load = lru_cache(data.load)
 
 
 def process(count: int = 1, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:
