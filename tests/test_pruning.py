@@ -315,7 +315,7 @@ def test_batchnorm_takes_the_batchs_statistics_or_its_own():
 # Wide enough that float32 moves weights under another layout, and the methods that compute in float64: not OBD where
 # there is BatchNorm.
 LAYOUTS = {"cnn": (0.2, EXACT), "vgg16": (0.1, ["GlobalGrad", "GraSP", "GlobalAct", "SNIP@written", "GlobalLAP", "LAMP"]),
-           "resnet56": (0.25, ["GlobalGrad", "GraSP"])}
+           "resnet56": (0.25, ["GlobalGrad"])}
 
 
 @lru_cache
@@ -344,7 +344,7 @@ def test_masks_do_not_depend_on_the_layout(name, how):
         assert same(pruning.masks(model, method, images, targets, 4, seeded(3)), straight(name, method)), method
 
 
-@pytest.mark.parametrize("name,method", [("cnn", "OBD"), ("cnn", "GraSP"), ("vgg16", "GraSP"), ("resnet56", "GlobalGrad")])
+@pytest.mark.parametrize("name,method", [("cnn", "OBD"), ("cnn", "GraSP"), ("vgg16", "GlobalGrad")])
 def test_masks_do_not_depend_on_the_threads(name, method):
     model, images, targets = wider(name)
     one = straight(name, method)
@@ -558,6 +558,15 @@ def test_position_counts():
     kept[0, 0, 1, 1] = False
     audit = pruning.report(net, {"0.weight": kept})
     assert audit.collapsed and audit.effective_kept == 0 and audit.empty_layers == []
+
+
+def test_any_input_of_a_pooling_passes():
+    """On two by two pixels every weight of a padded 3x3 kernel is some pixel's only way."""
+    pools = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(3, ceil_mode=True), nn.MaxPool2d(2, padding=1)
+    for pool, size in zip(pools, (1, 1, 1, 2)):
+        net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(size**2, 2))
+        net.input_shape = (1, 2, 2)
+        assert pruning.report(net, {"0.weight": torch.ones(1, 1, 3, 3, dtype=torch.bool)}).effective_kept == 9
 
 
 def test_an_empty_layer_collapses_the_network_unless_a_shortcut_passes_it():

@@ -91,22 +91,22 @@ def compete(dtype: torch.dtype, options) -> None:
     batch = options.batch or fastest(backpack, BATCHES, options, dtype, "batch")
     if options.chunks:
         fastest(ours, options.chunks, options, dtype, "chunk")
-    with measure.Others() as others, measure.process() as first, measure.process() as second:
-        results = measure.by_turns({
+    with measure.process() as first, measure.process() as second:
+        turns, others = measure.by_turns({
             "ours": lambda: first.submit(timed, ours, options, options.images, dtype, None).result(),
             "backpack": lambda: second.submit(timed, backpack, options, options.images, dtype, batch).result(),
         }, options.rounds)
-    for name, turns in results.items():
-        seconds = [turn[0] for turn in turns]
-        whole = "" if options.images == FULL else f"; extrapolated to {FULL:,}: {median(seconds) * FULL / options.images:.0f} s"
-        print(f"{name}: {measure.middle(seconds)} s for {options.images:,} images{whole}; peak {turns[-1][1]:.0f} MB")
-    pairs = zip(results["ours"][0][2], results["backpack"][0][2])
-    differences = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
-    ratios = [b[0] / a[0] for a, b in zip(results["ours"], results["backpack"])]
-    print(f"largest difference, relative to each layer's largest value: {max(differences):.1e}")
-    print(f"ours is {measure.middle(ratios)} times as fast as BackPACK with batches of {batch} (target: {TARGET}); {others}",
-          flush=True)
-    if max(differences) > (1e-4 if dtype == torch.float32 else 1e-10):
+    seconds = {name: [turn.value[0] for turn in each] for name, each in turns.items()}
+    for name, each in turns.items():
+        whole = FULL / options.images * median(seconds[name])
+        print(f"{name}: {measure.middle(seconds[name])} s for {options.images:,} images (extrapolated to {FULL:,}: "
+              f"{whole:.0f} s), peak {each[-1].value[1]:.0f} MB")
+    print(f"ours is {measure.middle([b / a for a, b in zip(*seconds.values())])} times as fast as BackPACK with batches "
+          f"of {batch} (target: {TARGET}); other programs took {100 * others:.0f} % of the processor")
+    pairs = zip(*(each[0].value[2] for each in turns.values()))
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    print(f"largest difference, relative to each layer's largest value: {difference:.1e}", flush=True)
+    if not difference < (1e-4 if dtype == torch.float32 else 1e-10):
         raise SystemExit("The two do not agree.")
 
 

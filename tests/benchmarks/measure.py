@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
 
@@ -54,15 +54,40 @@ def process(count: int = 1, prepare: Callable[[], None] | None = None) -> Proces
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), prepare)
 
 
-def by_turns(sides: dict[str, Callable], rounds: int) -> dict[str, list]:
-    """What each side returns, `rounds` times: A B A B ..., after one turn of each that does not count."""
-    results = {name: [] for name in sides}
+@dataclass
+class Turn:
+    """What a side returned, and the processor seconds that it took, those of its processes included."""
+
+    value: object
+    processor: float
+
+
+def by_turns(sides: dict[str, Callable], rounds: int) -> tuple[dict[str, list[Turn]], float]:
+    """Each side's turns, A B A B ..., after one of each that does not count; and the share of the machine's processor
+    that other programs took meanwhile. Where that is more than a few percent, trust processor seconds more than time.
+    """
+    turns, share = {name: [] for name in sides}, 0.0
     for number in range(rounds + 1):
         for name, side in sides.items():
-            result = side()
+            busy, own, began = _busy(), _own(), time.perf_counter()
+            value = side()
+            own = _own() - own
             if number:
-                results[name].append(result)
-    return results
+                turns[name].append(Turn(value, own))
+                share += (_busy() - busy - own) / (time.perf_counter() - began) / os.cpu_count()
+    return turns, max(0.0, share / rounds / len(sides))
+
+
+def _busy() -> float:
+    """Seconds that all processors together have worked."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+
+
+def _own() -> float:
+    """Of these, seconds for this process and those that it started."""
+    me = psutil.Process()
+    return sum(sum(each.cpu_times()[:4]) for each in (me, *me.children(recursive=True)))
 
 
 def middle(values: list[float]) -> str:
@@ -78,28 +103,3 @@ def machine() -> str:
             name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{os.cpu_count()} cores of {name} ({capability}), torch {torch.__version__}, Python {platform.python_version()}"
-
-
-class Others:
-    """How much of the machine's processor time other programs took inside a `with`: above a few percent, repeat."""
-
-    def __enter__(self):
-        self.before = self._busy(), self._own(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_):
-        busy, own, wall = (now - then for now, then in zip((self._busy(), self._own(), time.perf_counter()), self.before))
-        self.share = max(0.0, busy - own) / (wall * os.cpu_count())
-
-    def __str__(self):
-        return f"other programs took {100 * self.share:.0f} % of the processor meanwhile"
-
-    @staticmethod
-    def _busy() -> float:
-        times = psutil.cpu_times()
-        return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
-
-    @staticmethod
-    def _own() -> float:
-        me = psutil.Process()
-        return sum(sum(each.cpu_times()[:4]) for each in (me, *me.children(recursive=True)))
