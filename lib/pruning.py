@@ -229,7 +229,8 @@ def _quantile(scores: Scores, scope: str, density: float) -> Masks:
 
 
 def _threshold(scores: Tensor, density: float) -> float:
-    return float(np.quantile(scores.cpu().numpy(), 1 - density))
+    with np.errstate(invalid="ignore"):  # infinite scores make NaN, which is the released code's answer too
+        return float(np.quantile(scores.cpu().numpy(), 1 - density))
 
 
 def apply(model: nn.Module, masks: Masks) -> None:

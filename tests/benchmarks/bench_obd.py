@@ -13,6 +13,7 @@ import os
 import resource
 import time
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import median
 
@@ -60,17 +61,27 @@ def backpack(images: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
     return [total / len(images) for total in sums]
 
 
-def timed(function, options, count: int, dtype: torch.dtype, size: int | None) -> tuple[float, float, list[Tensor]]:
-    """In its own process: seconds, peak memory of the process in MB, and the diagonal."""
-    torch.set_num_threads(os.cpu_count())
+@dataclass
+class Result:
+    """Seconds, processor seconds, the process's peak memory in MB, and h of each layer."""
+
+    seconds: float
+    processor: float
+    peak: float
+    diagonal: list[Tensor]
+
+
+def timed(function, options, count: int, dtype: torch.dtype, size: int | None) -> Result:
+    """In a process of its own."""
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", "Full backward hook is firing")    # BackPACK's, of no consequence here
     mnist = measure.images(options, count)
     images, labels = mnist.normalise(mnist.train_images).to(dtype), mnist.train_labels
     function(images[:64], labels[:64], size)    # warm
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     diagonal = function(images, labels, size)
-    seconds = time.perf_counter() - began
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, diagonal
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    return Result(seconds, processor, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, diagonal)
 
 
 def fastest(function, sizes, options, dtype: torch.dtype, unit: str) -> int:
@@ -80,9 +91,9 @@ def fastest(function, sizes, options, dtype: torch.dtype, unit: str) -> int:
     with measure.process() as alone:
         for size in sorted(sizes):
             turns = [alone.submit(timed, function, options, options.search, dtype, size).result() for _ in range(2)]
-            seen[size] = min(turn[0] for turn in turns)
+            seen[size] = min(turn.seconds for turn in turns)
             print(f"  {function.__name__}, {unit} {size}: {1e3 * seen[size] / options.search:.2f} ms an image, "
-                  f"peak {turns[-1][1]:.0f} MB", flush=True)
+                  f"peak {turns[-1].peak:.0f} MB", flush=True)
     return min(seen, key=seen.get)
 
 
@@ -96,14 +107,16 @@ def compete(dtype: torch.dtype, options) -> None:
             "ours": lambda: first.submit(timed, ours, options, options.images, dtype, None).result(),
             "backpack": lambda: second.submit(timed, backpack, options, options.images, dtype, batch).result(),
         }, options.rounds)
-    seconds = {name: [turn.value[0] for turn in each] for name, each in turns.items()}
-    for name, each in turns.items():
-        whole = FULL / options.images * median(seconds[name])
-        print(f"{name}: {measure.middle(seconds[name])} s for {options.images:,} images (extrapolated to {FULL:,}: "
-              f"{whole:.0f} s), peak {each[-1].value[1]:.0f} MB")
-    print(f"ours is {measure.middle([b / a for a, b in zip(*seconds.values())])} times as fast as BackPACK with batches "
-          f"of {batch} (target: {TARGET}); other programs took {100 * others:.0f} % of the processor")
-    pairs = zip(*(each[0].value[2] for each in turns.values()))
+    results = {name: [turn.value for turn in each] for name, each in turns.items()}
+    for name, each in results.items():
+        seconds = [result.seconds for result in each]
+        print(f"{name}: {measure.middle(seconds)} s for {options.images:,} images (extrapolated to {FULL:,}: "
+              f"{median(seconds) * FULL / options.images:.0f} s), peak {each[-1].peak:.0f} MB")
+    ratios = [b.seconds / a.seconds for a, b in zip(*results.values())]
+    processor = [b.processor / a.processor for a, b in zip(*results.values())]
+    print(f"ours is {measure.middle(ratios)} times as fast as BackPACK with batches of {batch} (target: {TARGET}), by "
+          f"processor seconds {measure.middle(processor)}; other programs took {100 * others:.0f} % of the processor")
+    pairs = zip(*(each[0].diagonal for each in results.values()))
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     print(f"largest difference, relative to each layer's largest value: {difference:.1e}", flush=True)
     if not difference < (1e-4 if dtype == torch.float32 else 1e-10):
@@ -116,11 +129,12 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=1000, help="images with which batch sizes are timed (1000)")
     parser.add_argument("--batch", type=int, help="BackPACK's batch size (default: the fastest of those tried)")
     parser.add_argument("--chunks", type=int, nargs="+", help="also try these values of lib.scorers.obd.CHUNK")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: one per core)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="only this one")
     options = parser.parse_args()
     if find_spec("backpack") is None:
         raise UserError("BackPACK is not installed: pip install --no-deps backpack-for-pytorch einops unfoldNd")
-    print(measure.machine())
+    print(f"{measure.machine()}; {options.threads} threads")
     for dtype in [options.dtype] if options.dtype else ["float32", "float64"]:
         compete(getattr(torch, dtype), options)
 
