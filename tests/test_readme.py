@@ -1,0 +1,30 @@
+"""What the README promises and no other test holds: its patch really adds a method."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+from lib.profile import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_patch_adds_a_method_of_ones_own(tmp_path):
+    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    patch = re.search(r"```diff\n(.*?)```", TEXT, re.S)[1]
+    subprocess.run(["git", "apply", "-"], input=patch, text=True, cwd=tmp_path, check=True,
+                   env={"PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)})
+    check = ("from lib import methods, models, profile, pruning, tables; import torch; "
+             "images, labels = torch.randn(8, 1, 28, 28), torch.arange(8); "
+             "masks = pruning.masks(models.build('cnn'), methods.get('Mine'), images, labels, 16); "
+             "assert sum(int(mask.sum()) for mask in masks.values()) == 21362; "
+             "assert 'Mine' in tables.bases() and 'Mine' in profile.select(); "
+             "assert any(cell.method == 'Mine' for cell in profile.load('quick').cells())")
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True, env={"PYTHONPATH": str(tmp_path)})
+
+
+def test_every_notebook_and_profile_is_named():
+    assert all(f"notebooks/{path.name}" in TEXT for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert all(f"`{path.stem}`" in TEXT for path in (ROOT / "params").glob("*.yaml"))
