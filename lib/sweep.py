@@ -67,14 +67,22 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
         launch()
     while flying:
         finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+        broken = None
         for future in finished:
-            for cell, outcome in zip(flying.pop(future), future.result(), strict=True):
+            task = flying.pop(future)
+            if isinstance(future.exception(), BrokenExecutor):
+                broken = future.exception()  # raised only when what has finished beside it is stored
+                continue
+            for cell, outcome in zip(task, future.result(), strict=True):
                 done += 1
                 if isinstance(outcome, Record):
                     store.add(outcome)
                 else:
                     failures.append(f"{describe(cell)}: {outcome}")
                 say(f"[{done}/{len(todo)}] {describe(cell)}: {summary(outcome)}{_estimate(began, done, len(todo))}")
+        if broken:
+            raise broken
+        for _ in finished:
             launch()
     return failures
 
