@@ -291,6 +291,7 @@ def share(scores: Scores, condition) -> float:
 
 
 def percent(value: float) -> str:
+    """A share as a percentage with one decimal."""
     return f"{100 * float(value):.1f} %"
 
 

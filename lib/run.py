@@ -182,6 +182,7 @@ def needed(chosen: Profile, names: list[str], options: argparse.Namespace | None
 
 
 def store_of(chosen: Profile) -> Store:
+    """The profile's store."""
     return Store(profile.outputs(chosen.profile) / "results.jsonl")
 
 

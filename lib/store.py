@@ -248,6 +248,7 @@ def _locked(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line: `merge OUT IN [IN ...]`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib.store", description="Stores of finished cells.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("merge", help="merge stores by key; what OUT holds already stays")

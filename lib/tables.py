@@ -460,6 +460,7 @@ def place(view: View, model: str, count: int, ratio: float, base: str, apart: tu
 
 
 def snip_first_on_resnet(view: View) -> Answer:
+    """On ResNet-56 at r = 32 and 64, is SNIP first on both data sets, GraSP and SynFlow apart?"""
     answers = [place(view, "resnet56", count, ratio, "SNIP", ("GraSP", "SynFlow"))
                for count in (10, 100) for ratio in (32, 64)]
     first = sum(answer for _, answer in answers)
@@ -546,6 +547,7 @@ def grasp_loses_to_snip(view: View) -> Answer:
 
 
 def only_these_collapse(view: View) -> Answer:
+    """On ResNet-56, are GlobalAct and Random the methods at chance level at some r, and no other?"""
     failed = set()
     for count in (10, 100):
         at_chance = view.at_chance(view.top1("resnet56", count), "resnet56", count).any(axis=1)
@@ -574,16 +576,19 @@ _CIFAR = (("vgg16", 10), ("vgg16", 100), ("resnet56", 10), ("resnet56", 100))
 
 
 def most_lose_to_random(view: View) -> Answer:
+    """Does Random win more than half of its comparisons with every method?"""
     won, total = _against_random(view, THESIS[:-1], _CIFAR)
     return f"Random wins {won} of {total} comparisons", 2 * won > total
 
 
 def magnitude_loses_to_random(view: View) -> Answer:
+    """Does Random win more than two thirds of its comparisons with the magnitude-based methods?"""
     won, total = _against_random(view, ("GlobalMag", "GlobalLAP", "LayerMag", "LayerLAP"), _CIFAR)
     return f"Random wins {won} of {total} comparisons", 3 * won > 2 * total
 
 
 def snip_surpassed_by_random(view: View) -> Answer:
+    """On CIFAR-100, does Random beat SNIP at least once?"""
     won, total = _against_random(view, ["SNIP"], (("vgg16", 100), ("resnet56", 100)))
     return f"Random wins {won} of {total} comparisons", won > 0
 
@@ -592,6 +597,7 @@ TOP_FOUR = ("GraSP", "OBD", "GlobalGrad", "SNIP")
 
 
 def top_four(view: View) -> Answer:
+    """Are the thesis's four at the top of the CNN on MNIST at r = 64?"""
     top1 = view.top1("cnn", 10, ORDER, [64])[64]
     return _ranking(top1, 5), bool(top1[list(TOP_FOUR)].min() > top1.drop(list(TOP_FOUR)).max())
 
@@ -609,6 +615,8 @@ def others_collapsed(view: View) -> Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
+    """A sentence of the thesis, what it takes to agree with it, and the question that decides."""
+
     section: str
     text: str
     expected: str

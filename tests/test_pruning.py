@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lib import UserError, methods, models, pruning
@@ -20,7 +22,6 @@ from tests.nets import Residual, chain, make, perceptron
 
 NARROW = {"cnn": 0.2, "vgg16": 0.05, "resnet56": 0.125}
 EXACT = [name for name, method in METHODS.items() if method.reading != "run"]
-QUANTILE = [name for name, method in METHODS.items() if method.selection == "quantile"]
 
 
 def seeded(seed=0):
@@ -180,7 +181,7 @@ def test_synflows_mask_only_shrinks_on_the_exponential_schedule(monkeypatch, fic
     n, kept = len(seen[0]), pruning.kept_count(model, 8)
     assert len(seen) == 101 and seen[0].all()
     assert [int(mask.sum()) for mask in seen] == [round(n * (kept / n) ** (k / 100)) for k in range(101)]
-    assert not any((after & ~before).any() for before, after in zip(seen, seen[1:]))
+    assert not any((after & ~before).any() for before, after in pairwise(seen))
 
 
 def test_synflow_as_run_keeps_all_of_resnet56():
@@ -314,8 +315,11 @@ def test_batchnorm_takes_the_batchs_statistics_or_its_own():
 
 # Wide enough that float32 moves weights under another layout, and the methods that compute in float64: not OBD where
 # there is BatchNorm.
-LAYOUTS = {"cnn": (0.2, EXACT), "vgg16": (0.1, ["GlobalGrad", "GraSP", "GlobalAct", "SNIP@written", "GlobalLAP", "LAMP"]),
-           "resnet56": (0.25, ["GlobalGrad"])}
+LAYOUTS = {
+    "cnn": (0.2, EXACT),
+    "vgg16": (0.1, ["GlobalGrad", "GraSP", "GlobalAct", "SNIP@written", "GlobalLAP", "LAMP"]),
+    "resnet56": (0.25, ["GlobalGrad"]),
+}
 
 
 @lru_cache
@@ -539,7 +543,7 @@ def test_the_audit_is_a_search_of_the_graph(name):
         graph = Paths(found)
         expected = graph.on_path(draw(graph), [("out", unit) for unit in range(3)])
         audited = pruning.on_path(net, found)
-        assert expected == {(key, *index) for key, mask in audited.items() for index in map(tuple, mask.nonzero().tolist())}
+        assert expected == {(key, *index) for key, mask in audited.items() for index in mask.nonzero().tolist()}
         audit = pruning.report(net, found)
         reached = graph.reach([node for node, _, _ in graph.edges if node[0] == "in"])
         assert audit.effective_kept == len(expected)

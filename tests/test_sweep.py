@@ -20,7 +20,8 @@ from lib.store import Store
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell("mnist", "cnn", "GlobalMag", 4, 1, 1, 0.01, width=0.2)  # of noise: see `root`
-SHORT = [replace(CELL, method=method, compression=r) for method in ("GlobalGrad", "GraSP@run", "Random@run") for r in (2, 8)]
+SHORT = [replace(CELL, method=method, compression=r)
+         for method in ("GlobalGrad", "GraSP@run", "Random@run") for r in (2, 8)]
 MASKS = [replace(cell, epochs=0) for cell in SHORT]
 LONG = [replace(CELL, seed=seed, epochs=10**6) for seed in (1, 2)]
 BAD = replace(CELL, compression=1000)
@@ -85,8 +86,8 @@ class Broken(Inline):
 
 def lasting(store):
     """The store's records by key, without the times."""
-    return {key: replace(record, run={name: value for name, value in record.run.items() if "seconds" not in name}).to_json()
-            for key, record in store.records.items()}
+    untimed = lambda run: {name: value for name, value in run.items() if "seconds" not in name}
+    return {key: replace(record, run=untimed(record.run)).to_json() for key, record in store.records.items()}
 
 
 # --- results
