@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -40,9 +41,12 @@ class Cell:
             raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")
         if self.model not in models.NAMES:
             raise UserError(f"Unknown model {self.model!r}: choose one of {', '.join(models.NAMES)}.")
-        methods.get(self.method)
-        if not self.compression >= 1:
-            raise UserError(f"The compression must be at least 1, not {self.compression:g}.")
+        if not (self.compression >= 1 and math.isfinite(self.compression)):
+            raise UserError(f"The compression must be a number of at least 1, not {self.compression:g}.")
+        if methods.get(self.method).score is None and self.compression != 1:
+            raise UserError(f"{self.method} is the unpruned network: its compression is 1, not {self.compression:g}.")
+        if not (math.isfinite(self.learning_rate) and math.isfinite(self.width)):
+            raise UserError(f"Learning rate and width must be finite, not {self.learning_rate} and {self.width}.")
         if self.epochs < 0 or self.batch_size < 1 or self.score_images < 1 or not self.learning_rate > 0:
             raise UserError(f"Epochs may not be negative; batch size, score images and learning rate must be positive: {self}.")
 

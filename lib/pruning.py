@@ -237,8 +237,7 @@ def apply(model: nn.Module, masks: Masks) -> None:
     """Zeroes the pruned weights, in place; their gradients are zeroed from now on, so they stay exactly 0.
 
     That holds under any optimiser that moves a weight by its gradients and its own value, as long as the gradients
-    are finite. Raises `UserError` where a
-    mask does not fit the model.
+    are finite. Raises `UserError` where a mask does not fit the model.
     """
     _check(model, masks)
     for name, weight in prunable(model).items():

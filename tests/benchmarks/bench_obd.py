@@ -4,10 +4,10 @@
     python -m tests.benchmarks.bench_obd --data DIR --images 60000 --rounds 1
     python -m tests.benchmarks.bench_obd --data DIR --threads 1              # on a busy machine: see processor seconds
 
-Both compute the same numbers, which is checked, on all cores, in a process each, by turns. Where other programs run,
-threads that wait for each other waste time: one thread each then tells more. BackPACK's memory grows
+Both compute the same numbers, which is checked, on all cores, in a process each, by turns. BackPACK's memory grows
 with images times classes, so at first it is timed with several batch sizes, and its fastest one competes. (The
-released code, which uses BackPACK, has batches of 60.) Needs BackPACK, which the project itself does not:
+released code, which uses BackPACK, has batches of 60.) Where other programs run, threads that wait for each other
+waste time: one thread each then tells more. Needs BackPACK, which the project itself does not:
 pip install --no-deps backpack-for-pytorch einops unfoldNd
 """
 
