@@ -2,13 +2,13 @@
 
     python -m tests.benchmarks.bench_obd --data DIR              # 6,000 images, float32 and float64
     python -m tests.benchmarks.bench_obd --data DIR --images 60000 --rounds 1
-    python -m tests.benchmarks.bench_obd --data DIR --threads 1              # on a busy machine: see processor seconds
+    python -m tests.benchmarks.bench_obd --data DIR --threads 1              # on a busy machine
 
-Both compute the same numbers, which is checked, on all cores, in a process each, by turns. BackPACK's memory grows
-with images times classes, so at first it is timed with several batch sizes, and its fastest one competes. (The
-released code, which uses BackPACK, has batches of 60.) Where other programs run, threads that wait for each other
-waste time: one thread each then tells more. Needs BackPACK, which the project itself does not:
-pip install --no-deps backpack-for-pytorch einops unfoldNd
+Both compute the same numbers, which is checked, on all cores, in a process each, by turns. BackPACK's
+memory grows with images times classes, so at first it is timed with several batch sizes, and its fastest
+one competes. (The released code, which uses BackPACK, has batches of 60.) Where other programs run, threads
+that wait for each other waste time: the processor seconds of one thread each then tell more. Needs
+BackPACK, which the project itself does not: pip install --no-deps backpack-for-pytorch einops unfoldNd
 """
 
 import os
@@ -44,7 +44,7 @@ def ours(images: Tensor, _: Tensor, chunk: int | None) -> list[Tensor]:
 
 
 def backpack(images: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
-    """The same by BackPACK, which wants the network as a sequence; it averages over a batch, so batches are weighed."""
+    """The same by BackPACK, which wants a sequence of layers; batches are weighed, for it averages."""
     from backpack import backpack as extended, extend
     from backpack.extensions import DiagGGNExact
 
@@ -87,14 +87,16 @@ def timed(function, options, count: int, dtype: torch.dtype, size: int | None) -
 
 
 def fastest(function, sizes, options, dtype: torch.dtype, unit: str) -> int:
-    """Times every size, three times; says what it saw; returns the one that takes the fewest processor seconds. In one
-    process, the smallest size at first, so that the process's peak is each size's own."""
+    """Times every size, three times; says what it saw; returns the one of fewest processor seconds.
+    In one process, the smallest size at first, so that the process's peak is each size's own."""
     seen = {}
     with measure.process() as alone:
         for size in sorted(sizes):
-            turns = [alone.submit(timed, function, options, options.search, dtype, size).result() for _ in range(3)]
+            task = timed, function, options, options.search, dtype, size
+            turns = [alone.submit(*task).result() for _ in range(3)]
             seen[size] = min(turn.processor for turn in turns)
-            print(f"  {function.__name__}, {unit} {size}: {1e3 * seen[size] / options.search:.2f} processor ms an image, "
+            each = 1e3 * seen[size] / options.search
+            print(f"  {function.__name__}, {unit} {size}: {each:.2f} processor ms an image, "
                   f"peak {turns[-1].peak:.0f} MB", flush=True)
     return min(seen, key=seen.get)
 
@@ -105,19 +107,21 @@ def compete(dtype: torch.dtype, options) -> None:
     if options.chunks:
         fastest(ours, options.chunks, options, dtype, "chunk")
     with measure.process() as first, measure.process() as second:
+        count = options.images
         turns, others = measure.by_turns({
-            "ours": lambda: first.submit(timed, ours, options, options.images, dtype, None).result(),
-            "backpack": lambda: second.submit(timed, backpack, options, options.images, dtype, batch).result(),
+            "ours": lambda: first.submit(timed, ours, options, count, dtype, None).result(),
+            "backpack": lambda: second.submit(timed, backpack, options, count, dtype, batch).result(),
         }, options.rounds)
     results = {name: [turn.value for turn in each] for name, each in turns.items()}
     for name, each in results.items():
         seconds = [result.seconds for result in each]
-        print(f"{name}: {measure.middle(seconds)} s for {options.images:,} images (extrapolated to {FULL:,}: "
-              f"{median(seconds) * FULL / options.images:.0f} s), peak {each[-1].peak:.0f} MB")
+        print(f"{name}: {measure.middle(seconds)} s for {count:,} images (extrapolated to {FULL:,}: "
+              f"{median(seconds) * FULL / count:.0f} s), peak {each[-1].peak:.0f} MB")
     ratios = [b.seconds / a.seconds for a, b in zip(*results.values())]
     processor = [b.processor / a.processor for a, b in zip(*results.values())]
-    print(f"ours is {measure.middle(ratios)} times as fast as BackPACK with batches of {batch} (target: {TARGET}), by "
-          f"processor seconds {measure.middle(processor)}; other programs took {100 * others:.0f} % of the processor")
+    print(f"ours is {measure.middle(ratios)} times as fast as BackPACK with batches of {batch} "
+          f"(target: {TARGET}), by processor seconds {measure.middle(processor)}")
+    print(f"other programs took {100 * others:.0f} % of the processor")
     pairs = zip(*(each[0].diagonal for each in results.values()))
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     print(f"largest difference, relative to each layer's largest value: {difference:.1e}", flush=True)
@@ -127,15 +131,15 @@ def compete(dtype: torch.dtype, options) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--images", type=int, default=6000, help="images of each turn (default: 6000)")
-    parser.add_argument("--search", type=int, default=1000, help="images with which batch sizes are timed (1000)")
-    parser.add_argument("--batch", type=int, help="BackPACK's batch size (default: the fastest of those tried)")
-    parser.add_argument("--chunks", type=int, nargs="+", help="also try these values of lib.scorers.obd.CHUNK")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: one per core)")
+    parser.add_argument("--images", type=int, default=6000, help="images of each turn (6000)")
+    parser.add_argument("--search", type=int, default=1000, help="images to time batch sizes with (1000)")
+    parser.add_argument("--batch", type=int, help="BackPACK's batch size (the fastest of those tried)")
+    parser.add_argument("--chunks", type=int, nargs="+", help="try these values of obd.CHUNK as well")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (one per core)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="only this one")
     options = parser.parse_args()
     if find_spec("backpack") is None:
-        raise UserError("BackPACK is not installed: pip install --no-deps backpack-for-pytorch einops unfoldNd")
+        raise UserError("BackPACK is missing: pip install --no-deps backpack-for-pytorch einops unfoldNd")
     print(f"{measure.machine()}; {options.threads} threads")
     for dtype in [options.dtype] if options.dtype else ["float32", "float64"]:
         compete(getattr(torch, dtype), options)

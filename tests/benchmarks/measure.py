@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, processes of their own, images, and what the machine was doing meanwhile."""
+"""What the benchmarks share: options, images, processes of their own, turns, and words about the machine."""
 
 import argparse
 import multiprocessing
@@ -20,10 +20,12 @@ from lib import UserError, data
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--data", help="folder of mnist.npz (default: $FORESIGHT_DATA, else the cache or a download)")
-    result.add_argument("--digits", action="store_true", help="scikit-learn's digits, repeated, in place of MNIST")
-    result.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn (default: 5)")
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    result.add_argument("--data", help="folder of mnist.npz ($FORESIGHT_DATA, else the cache or a download)")
+    result.add_argument("--digits", action="store_true", help="scikit-learn's digits, repeated, for MNIST")
+    result.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn (5)")
     return result
 
 
@@ -42,7 +44,8 @@ def images(options: argparse.Namespace, train: int, test: int = 1) -> data.Data:
     pick = {}
     for split, count in (("train", train), ("test", test)):
         index = torch.arange(count) % len(getattr(source, f"{split}_labels"))
-        pick |= {f"{split}_{kind}": getattr(source, f"{split}_{kind}")[index] for kind in ("images", "labels")}
+        for array in (f"{split}_images", f"{split}_labels"):
+            pick[array] = getattr(source, array)[index]
     return replace(source, **pick)
 
 
@@ -63,9 +66,8 @@ class Turn:
 
 
 def by_turns(sides: dict[str, Callable], rounds: int) -> tuple[dict[str, list[Turn]], float]:
-    """Each side's turns, A B A B ..., after one of each that does not count; and the share of the machine's processor
-    that other programs took meanwhile. Where that is more than a few percent, trust processor seconds more than time.
-    """
+    """Each side's turns, A B A B ..., after one of each that does not count; and the share of the machine's
+    processor that other programs took. Above a few percent, trust processor seconds more than time."""
     turns, share = {name: [] for name in sides}, 0.0
     for number in range(rounds + 1):
         for name, side in sides.items():
@@ -102,4 +104,5 @@ def machine() -> str:
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} cores of {name} ({capability}), torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores of {name} ({capability}), {versions}"
