@@ -1,6 +1,7 @@
 """What the method notebooks share: the cells of their methods, networks to look at, and comparisons of masks."""
 
 import copy
+import math
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -55,10 +56,11 @@ class Chapter:
 
         Compressions out of a network's reach are left out and said. The rows are those of the main learning rate.
         """
-        workers = int(os.environ.get("FORESIGHT_WORKERS", 0)) or None
+        workers = int(os.environ.get("FORESIGHT_WORKERS", "0")) or None
         for failure in sweep.run(self._within_reach(), self.store, workers=workers):
             print(f"FAILED {failure}")
-        print(f"{len(self.cells) - len(sweep.missing(self.cells, self.store))} of {len(self.cells)} cells are in the store.")
+        done = len(self.cells) - len(sweep.missing(self.cells, self.store))
+        print(f"{done} of {len(self.cells)} cells are in the store.")
         frame = tables.frame(self.store.records.values(), self.cells)
         return frame[frame["learning_rate"] == self.grid.learning_rate]
 
@@ -94,17 +96,18 @@ class Chapter:
         and the worst case of the rest.
         """
         pruned = results[results["compression"] > 1]
-        names = profile.select(list(bases))
+        names, columns = profile.select(list(bases)), ["dataset", "model", "width", "compression"]
         rows = [{"network": _name(*network), "r": ratio}
                 | {name: _audited(group[group["method"] == name]) for name in names}
-                for (*network, ratio), group in pruned.groupby(["dataset", "model", "width", "compression"], sort=False)]
+                for (*network, ratio), group in pruned.groupby(columns, sort=False)]
         return self.table(f"Compression reached by the masks of {', '.join(bases)}, where r was asked for.", rows,
                           f"audit-{bases[0].lower()}")
 
     def cost(self) -> tables.Table:
         """What this notebook's cells cost, profile by profile, by the seconds that the stores have measured."""
         known = {name: profile.load(name) for name in profile.names()} | {self.grid.profile: self.grid}
-        rows = [{"profile": name} | _cost(grid.cells(list(self.bases)), self._store(name)) for name, grid in known.items()]
+        rows = [{"profile": name} | _cost(grid.cells(list(self.bases)), self._store(name))
+                for name, grid in known.items()]
         return self.table("Cost of this notebook's cells, unpruned networks included. A dash: a pair of the profile has "
                           "no measured cell yet.", rows, "cost")
 
@@ -149,8 +152,8 @@ class Example:
         model = self.network()
         sizes = [weight.numel() for weight in pruning.prunable(model).values()]
         total = sum(parameter.numel() for parameter in model.parameters())
-        return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes), "prunable layers": len(sizes),
-                "largest r": total / (total - sum(sizes) + len(sizes)), "stand-in data": self.images.stand_in}
+        return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes),
+                "prunable layers": len(sizes), "largest r": total / (total - sum(sizes) + len(sizes)), "stand-in data": self.images.stand_in}
 
     def cell(self, method: str, ratio: float = 1.0) -> Cell:
         """The cell that this network begins; only its scoring and its mask matter here."""
@@ -228,7 +231,7 @@ class Example:
         return rows
 
     def tails(self, method: str) -> list[dict]:
-        """One row per compression: what a mask keeps of the scores above, below and exactly at 0, and what it reaches."""
+        """One row per compression: what is kept of the scores above, below and exactly at 0, and what is reached."""
         scores, rows = self.scores(method), []
         for ratio, masks in self.masks(method).items():
             chosen = {name: scores[name][mask] for name, mask in masks.items()}
@@ -287,7 +290,8 @@ def by_chance(first: Masks, second: Masks) -> float:
 
 def share(scores: Scores, condition) -> float:
     """The share of all scores that a condition (tensor -> bool tensor) holds for."""
-    return sum(int(condition(score).sum()) for score in scores.values()) / sum(score.numel() for score in scores.values())
+    found = sum(int(condition(score).sum()) for score in scores.values())
+    return found / max(1, sum(score.numel() for score in scores.values()))
 
 
 def percent(value: float) -> str:
@@ -374,5 +378,5 @@ def _text(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return tables.DASH if value != value else f"{value:.4g}"
+        return tables.DASH if math.isnan(value) else f"{value:.4g}"
     return str(value)
