@@ -41,12 +41,17 @@ def index(name: str, folder: Path) -> str:
     lists = ""
     for part, suffixes in SHOWN.items():
         paths = [path for path in (folder / part).glob("*") if path.suffix in suffixes and path.name != "index.html"]
-        stems = sorted({path.stem for path in paths}, key=lambda stem: [int(n) for n in re.findall(r"\d+", stem)])
+        stems = sorted({path.stem for path in paths}, key=_natural)
         links = {stem: " ".join(f'<a href="../{part}/{html.escape(stem + suffix)}">{suffix[1:]}</a>'
                                 for suffix in suffixes if folder / part / (stem + suffix) in paths) for stem in stems}
         items = "\n".join(f"<li>{html.escape(stem)}: {link}</li>" for stem, link in links.items())
         lists += f"<h2>{'Notebooks' if part == 'html' else part.capitalize()}</h2>\n<ul>\n{items}\n</ul>\n"
     return INDEX.format(name=html.escape(name), lists=lists)
+
+
+def _natural(stem: str) -> list[tuple[int, str]]:
+    """Sorts as a reader does: figure-4.2 before figure-4.10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", stem)]
 
 
 def mathml(latex: str, display: str) -> str:

@@ -122,6 +122,7 @@ def test_activation_as_run_is_the_layers_input():
     scores = SCORERS["activation_run"](net, images, targets)
     second, hidden = net[:2](images), net[:5](images)
     factor = second.mean(0).abs().mean((1, 2))
+    assert torch.allclose(scores["0.weight"], (net[0].weight.abs() * images.mean(0).abs().mean()).detach())
     assert torch.allclose(scores["2.weight"], (net[2].weight.abs() * factor[None, :, None, None]).detach())
     assert torch.allclose(scores["5.weight"], (net[5].weight * hidden.mean(0)).abs().detach())
 
@@ -151,6 +152,13 @@ def test_both_ways_to_square_a_convolution_agree():
     signal, patches = torch.randn(5, 3, 2, 16, dtype=torch.float64), torch.randn(3, 9, 16, dtype=torch.float64)
     square = torch.einsum("cnop,nkp->cnok", signal, patches).square().sum((0, 1))
     assert torch.allclose(obd._by_pairs(signal, patches), square)
+
+
+@pytest.mark.parametrize("score", ["obd", "obd_run", "synflow"])
+def test_eval_mode_is_the_scorers_own_affair(score):
+    net = make("batchnorm")
+    evaluating, training = scored(score, net), scored(score, net.train())
+    assert all(torch.equal(evaluating[key], training[key]) for key in evaluating)
 
 
 def test_obds_columns_are_a_root_of_the_logits_hessian():
