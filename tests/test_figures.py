@@ -61,6 +61,7 @@ def test_title_tells_stand_ins_and_missing_cells():
 def test_nothing_to_draw_is_said():
     figure = figures.accuracy_curves(store(), "cifar10", "vgg16")
     assert "no cells in this profile" in figure.get_suptitle() and figure.data.empty
+    assert "1.00000" not in figure.axes[0].get_title()
 
 
 def test_bases_choose_the_lines_and_keep_the_dense_network():

@@ -295,3 +295,10 @@ def test_every_profile_of_params_is_sound(name):
 def test_notebooks_share_the_methods_out():
     covered = [base for name, bases in profile.NOTEBOOKS.items() if name != profile.RESULTS for base in bases]
     assert sorted(covered) == sorted({name.split("@")[0] for name in profile.select()})
+
+
+def test_the_index_lists_in_a_readers_order(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for stem in ("figure-4.10", "figure-4.2", "04-b", "04-a"):
+        (tmp_path / "figures" / f"{stem}.png").touch()
+    assert re.findall(r"<li>(.*?):", pages.index("x", tmp_path)) == ["04-a", "04-b", "figure-4.2", "figure-4.10"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import UserError, methods, tables
+from lib import UserError, claims, methods, tables
 from lib.experiment import VERSION, Cell, Record
 
 REPORT = {"empty_layers": [], "collapsed": False, "effective_compression": 1.0, "kept": {}, "sizes": {}}
@@ -35,8 +35,8 @@ def grid(top1, model="cnn", dataset="mnist", ratios=(32, 64), readings=("", "@ru
 
 
 def verdict(frame, text, reading="run"):
-    [claim] = [claim for claim in tables.CLAIMS if text in claim.text]
-    return tables.judge(claim, frame, reading)[1]
+    [claim] = [claim for claim in claims.CLAIMS if text in claim.text]
+    return claims.judge(claim, frame, reading)[1]
 
 
 def test_the_factor_is_that_of_79_batches_of_128():
@@ -163,7 +163,7 @@ def test_stand_ins_divergence_and_precision_are_told():
     caption = tables.accuracy_table(frame, "cnn", 32).caption
     assert "stand-in for MNIST" in caption
     assert "1 cells diverged, 1 cells not in float32" in caption
-    assert "stand-in" in tables.claims_table(frame).caption
+    assert "stand-in" in claims.claims_table(frame).caption
 
 
 def test_a_method_of_ones_own_gets_its_row(monkeypatch):
@@ -228,7 +228,7 @@ def test_a_tie_is_not_a_place_among_the_first():
 
 def test_chance_level_is_what_a_constant_answer_reaches_on_that_set():
     assert verdict(grid(TOP | {"LAMP": 11.35}), "every other method has collapsed") == "agrees"
-    assert tables.constant_answer("cifar100") == 1 and tables.constant_answer("shapes10") == 10
+    assert claims.constant_answer("cifar100") == 1 and claims.constant_answer("shapes10") == 10
 
 
 def test_a_missing_cell_leaves_a_claim_undecided():
@@ -242,7 +242,7 @@ def test_missing_cells_are_counted_over_all_the_data_sets_of_a_claim():
 
 
 def test_no_cells_decide_nothing():
-    assert tables.claims(tables.frame([]))["@run: verdict"].str.startswith("not decidable (0 of").all()
+    assert claims.claims(tables.frame([]))["@run: verdict"].str.startswith("not decidable (0 of").all()
 
 
 @pytest.mark.parametrize("error, answer", [(-60, "disagrees"), (-40, "agrees"), (-20, "disagrees")])
@@ -308,9 +308,9 @@ def test_the_thesis_agrees_with_itself():
     tops = [round(100 * top1 / factor) for top1 in numbers["top1"]]
     frame = tables.frame(record(of, [top] * 3) for of, top in zip(cells, tops, strict=True))
     beyond = ("MNIST", "prunes", "rate", "over all ratios", "at once")    # asks for more than is printed
-    claims = [claim for claim in tables.CLAIMS if not any(word in claim.text for word in beyond)]
-    assert len(claims) == 14
-    assert [tables.judge(claim, frame, "run")[1] for claim in claims] == ["agrees"] * 14
+    decidable = [claim for claim in claims.CLAIMS if not any(word in claim.text for word in beyond)]
+    assert len(decidable) == 14
+    assert [claims.judge(claim, frame, "run")[1] for claim in decidable] == ["agrees"] * 14
 
 
 def test_provenance_tells_the_store_by_its_bytes(tmp_path):
