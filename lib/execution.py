@@ -14,15 +14,16 @@ import papermill
 from nbformat import NotebookNode
 
 from lib import UserError
-from lib.profile import NOTEBOOKS, ROOT, Profile
+from lib.profile import NOTEBOOKS, ROOT, Profile, outputs
 
 FOLDER = ROOT / "notebooks"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one notebook in this run."""
+    """What became of one notebook of a profile in this run."""
 
+    profile: str
     name: str
     status: str                   # "executed" | "failed" | "left out"
     seconds: float = 0.0
@@ -81,33 +82,32 @@ def _assigned(path: Path, source: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def execute_all(names: list[str], parameters: dict, folder: Path, workers: int,
-                say: Callable[[str], None] = print) -> list[Outcome]:
-    """Executes the notebooks, `workers` at a time, each in a kernel of its own; a failure stops none of the others."""
-    outcomes = []
+def execute_all(jobs: list[tuple[str, Profile]], workers: int, finished: Callable[[Outcome], None]) -> None:
+    """Executes notebooks with a profile each, `workers` at a time, in a kernel of their own.
+
+    A failure stops none of the others. finished: called, in this thread, with each outcome as it comes.
+    """
     # Threads, because nbclient takes SIGINT from the main thread; no `with`, because that would wait after Ctrl-C.
     pool = ThreadPoolExecutor(workers, thread_name_prefix="notebook")
     try:
         with contextlib.chdir(FOLDER):
-            for future in as_completed([pool.submit(execute, name, parameters, folder) for name in names]):
-                outcomes.append(outcome := future.result())
-                said = f"{outcome.name}: {outcome.status} in {outcome.seconds:.0f} s"
-                say(f"[{len(outcomes)}/{len(names)}] {said}" + (f": {outcome.problem}" if outcome.problem else ""))
+            for future in as_completed([pool.submit(execute, name, profile) for name, profile in jobs]):
+                finished(future.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return outcomes
 
 
-def execute(name: str, parameters: dict, folder: Path) -> Outcome:
-    """Executes a notebook, in the current directory, into `folder`.
+def execute(name: str, profile: Profile) -> Outcome:
+    """Executes a notebook, in the current directory, into the profile's folder of notebooks.
 
     On failure NAME.partial.ipynb shows how far it came, and NAME.ipynb stays as it was. A full disk raises OSError.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of parameters that it cannot parse; `check` can
+    folder = outputs(profile.profile) / "notebooks"
     began, partial = time.monotonic(), folder / f"{name}.partial.ipynb"
     try:
         notebook = papermill.execute_notebook(
-            FOLDER / f"{name}.ipynb", partial, parameters, kernel_name="python3", language="python",
+            FOLDER / f"{name}.ipynb", partial, profile.model_dump(), kernel_name="python3", language="python",
             progress_bar=False, coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"])
         problem = unfinished(notebook)
     except OSError:
@@ -116,10 +116,10 @@ def execute(name: str, parameters: dict, folder: Path) -> Outcome:
         problem = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     seconds = time.monotonic() - began
     if problem:
-        return Outcome(name, "failed", seconds, f"{' '.join(problem.split())} (see {partial})")
+        return Outcome(profile.profile, name, "failed", seconds, f"{' '.join(problem.split())} (see {partial})")
     nbformat.write(tidy(notebook), partial)
     partial.replace(folder / f"{name}.ipynb")
-    return Outcome(name, "executed", seconds)
+    return Outcome(profile.profile, name, "executed", seconds)
 
 
 def unfinished(notebook: NotebookNode) -> str | None:

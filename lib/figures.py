@@ -15,6 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -60,10 +61,10 @@ def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def save(figure: Figure, stem: Path | str, data: pd.DataFrame | None = None) -> Figure:
-    """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all, and hands the figure back.
+def save(figure: Figure, stem: Path | str) -> Image:
+    """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all; returns the PNG, to be shown.
 
-    The same figure gives the same bytes: no dates, fixed identifiers. `data` is the figure's own by default.
+    The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`.
     """
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     for suffix, metadata in undated.items():
@@ -71,9 +72,9 @@ def save(figure: Figure, stem: Path | str, data: pd.DataFrame | None = None) -> 
         with style():
             figure.savefig(content, format=suffix, metadata=metadata, dpi=200)
         tables.write(f"{stem}.{suffix}", content.getvalue())
-    data = figure.data if data is None else data
-    tables.write(f"{stem}.csv", data.to_csv(index=False, lineterminator="\n"))
-    return figure
+    tables.write(f"{stem}.csv", figure.data.to_csv(index=False, lineterminator="\n"))
+    title = figure.get_suptitle() or figure.axes[0].get_title()
+    return Image(content.getvalue(), width=round(110 * figure.get_figwidth()), alt=title)
 
 
 # ---- Figures 4.1-4.13 --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -77,8 +78,8 @@ class Chapter:
                 found.append(cell)
         return found
 
-    def show(self, figure: Figure, stem: str) -> Figure:
-        """Saves a figure as PDF, SVG and PNG, with its numbers as CSV, and hands it back to be shown."""
+    def show(self, figure: Figure, stem: str) -> Image:
+        """Saves a figure as PDF, SVG and PNG, with its numbers as CSV, and returns the PNG to be shown."""
         return figures.save(figure, self._stem("figures", stem))
 
     def table(self, caption: str, rows: Iterable[dict] | pd.DataFrame, stem: str) -> tables.Table:

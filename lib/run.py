@@ -4,12 +4,8 @@
 """
 
 import argparse
-import contextlib
 import errno
-import importlib.metadata
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +18,7 @@ from lib.experiment import Cell
 from lib.profile import NOTEBOOKS, RESULTS, ROOT, Profile
 from lib.store import Store
 
-# Workers import this module too: execution, pages and tables, slow to import, are imported only where they serve.
+# Workers import this module too: execution, manifest, pages and tables, slow to import, are imported only where they serve.
 
 MISTAKE, INTERRUPTED = 2, 130   # exit codes; 1: a notebook or a cell failed
 
@@ -114,13 +110,15 @@ def run(chosen: Profile, options: argparse.Namespace) -> int:
     from lib import execution
 
     began, names = time.monotonic(), execution.select(options.only)
-    problems, rendered = run_profile(chosen, names, options), [chosen]
+    wanted = [(chosen, names)]
     if options.profile is None and RESULTS in names:
-        for other in other_stores(chosen.profile):
-            problems += run_profile(other, [RESULTS], options, compute=False)
-            rendered.append(other)
+        wanted += [(other, [RESULTS]) for other in other_stores(chosen.profile)]
+    for one, its_names in wanted:
+        check(one, its_names)
+    problems = fill(chosen, names, options)
+    problems += render(wanted, options.workers)
     say(f"\n{'Done, with failures,' if problems else 'Done'} in {time.monotonic() - began:.0f} s. Look at")
-    for one in rendered:
+    for one, _ in wanted:
         folder = profile.outputs(one.profile)
         say(f"  {folder / 'html' / 'index.html'}   tables: {folder / 'tables'}   figures: {folder / 'figures'}")
     for problem in problems:
@@ -134,30 +132,51 @@ def other_stores(name: str) -> list[Profile]:
             if other != name and (profile.outputs(other) / "results.jsonl").exists()]
 
 
-def run_profile(chosen: Profile, names: list[str], options: argparse.Namespace, compute: bool = True) -> list[str]:
-    """Checks, computes, executes, renders; returns one line per failure. Without `compute`: the store as it is."""
-    from lib import execution, pages, tables
+def check(chosen: Profile, names: list[str]) -> None:
+    """Raises `UserError` for a notebook that would not get the profile's parameters, or a folder without access."""
+    from lib import execution
 
-    folder = profile.outputs(chosen.profile)
-    say(f"\n== {chosen.profile}: {', '.join(names)} → {folder}")
     for name in names:
         execution.check(name)
-    check_writable(folder)
-    problems = fill(chosen, names, options) if compute else []
-    left_out = [execution.Outcome(name, "left out", problem=reason)
-                for name, reason in lacking(chosen, names).items()]
-    for outcome in left_out:
-        say(f"{outcome.name}: left out: {outcome.problem}")
-    ready = [name for name in names if name not in {outcome.name for outcome in left_out}]
-    outcomes = left_out + execution.execute_all(ready, chosen.model_dump(), folder / "notebooks", options.workers, say)
-    for outcome in outcomes:
+    check_writable(profile.outputs(chosen.profile))
+
+
+def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
+    """Executes the notebooks of each profile, all side by side, and makes their pages; returns one line per failure.
+
+    A notebook that would come out as it lies there is not executed again.
+    """
+    from lib import execution, manifest, pages, tables
+
+    outcomes, sources, jobs = [], {}, []
+
+    def finished(outcome: execution.Outcome) -> None:
+        outcomes.append(outcome)
+        say(f"{outcome.profile}: {outcome.name}: {outcome.status}"
+            + (f" in {outcome.seconds:.0f} s" if outcome.seconds else "")
+            + (f": {outcome.problem}" if outcome.problem else ""))
         if outcome.status == "executed":
+            folder = profile.outputs(outcome.profile)
             page = pages.page(folder / "notebooks" / f"{outcome.name}.ipynb")
             tables.write(folder / "html" / f"{outcome.name}.html", page)
-    tables.write(folder / "html" / "index.html", pages.index(chosen.profile, folder))
-    tables.write(folder / "manifest.json", manifest(chosen, folder, outcomes))
-    return problems + [f"{chosen.profile}: {outcome.name}: {outcome.problem}"
-                       for outcome in outcomes if outcome.status == "failed"]
+
+    for chosen, names in wanted:
+        absent, current = lacking(chosen, names), manifest.current(chosen, names)
+        for name in names:
+            sources[chosen.profile, name] = manifest.source(chosen, name)
+            if name in absent:
+                finished(execution.Outcome(chosen.profile, name, "left out", problem=absent[name]))
+            elif name in current:
+                say(f"{chosen.profile}: {name}: nothing has changed since it was executed")
+            else:
+                jobs.append((name, chosen))
+    execution.execute_all(jobs, workers, finished)
+    for chosen, _ in wanted:
+        folder = profile.outputs(chosen.profile)
+        tables.write(folder / "html" / "index.html", pages.index(chosen.profile, folder))
+        manifest.write(chosen, [outcome for outcome in outcomes if outcome.profile == chosen.profile], sources)
+    return [f"{outcome.profile}: {outcome.name}: {outcome.problem}"
+            for outcome in outcomes if outcome.status == "failed"]
 
 
 def check_writable(folder: Path) -> None:
@@ -190,7 +209,7 @@ def fill(chosen: Profile, names: list[str], options: argparse.Namespace) -> list
     """Computes the cells that the store lacks; returns one line per failed cell."""
     cells, store = needed(chosen, names, options), store_of(chosen)
     missing = sweep.missing(cells, store)
-    say(f"{len(cells) - len(missing)} of {len(cells)} cells are in the store.")
+    say(f"{chosen.profile}: {len(cells) - len(missing)} of {len(cells)} cells are in the store.")
     if not missing:
         return []
     check_cells(missing, options.data)
@@ -261,50 +280,6 @@ def show_profiles() -> int:
             cells = needed(chosen, [notebook])
             say(f"  {notebook:14} {len(sweep.missing(cells, store)):5} of {len(cells):4} cells left")
     return 0
-
-
-# ---- the manifest
-
-def manifest(chosen: Profile, folder: Path, outcomes: list) -> str:
-    """What was run, with what, and what became of it, as JSON; notebooks of earlier runs stay listed."""
-    cells, store = chosen.cells(), store_of(chosen)
-    entries = {}
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
-    for outcome in outcomes:
-        entries[outcome.name] = {"status": outcome.status, "seconds": round(outcome.seconds, 1),
-                                 "problem": outcome.problem}
-    return json.dumps({
-        "profile": chosen.model_dump(),
-        "commit": git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions(),
-        "cells": {"grid": len(cells), "done": len(cells) - len(sweep.missing(cells, store)), "store": len(store)},
-        "notebooks": dict(sorted(entries.items())),
-    }, indent=1, ensure_ascii=False) + "\n"
-
-
-def git(*command: str) -> str | None:
-    """What git answers about the project, or None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def versions() -> dict[str, str | None]:
-    """The installed versions of the packages of requirements.txt; None for one that is not installed."""
-    installed = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        name, pin, _ = line.split("#")[0].partition("==")
-        if pin:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                installed[name] = None
-                installed[name] = importlib.metadata.version(name)
-    return installed
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def test_saved_twice_the_bytes_are_the_same(tmp_path):
 
 
 def test_the_csv_is_what_is_drawn(tmp_path):
-    figure = figures.save(figures.accuracy_curves(store(), "mnist", "cnn"), tmp_path / "f")
+    figure = figures.accuracy_curves(store(), "mnist", "cnn")
+    shown = figures.save(figure, tmp_path / "f")
+    assert shown.data == (tmp_path / "f.png").read_bytes()
     back = pd.read_csv(tmp_path / "f.csv").query("method == 'SNIP'")
     assert (back["compression"].tolist(), back["mean"].tolist()) == drawn(figure, 1, "SNIP")
 

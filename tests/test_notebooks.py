@@ -106,14 +106,13 @@ def executed(tmp_path_factory):
         others = set(grid.cells()) - set(grid.cells(list(NOTEBOOKS[LONE])))
         with ThreadPoolExecutor(1) as here:
             assert not sweep.run(others, store, executor=here, say=lambda line: None)
-        made = folder / "tiny" / "notebooks"
-        made.mkdir()
+        (folder / "tiny" / "notebooks").mkdir()
         patch.setenv("PYTHONPATH", str(execution.ROOT))
         patch.chdir(folder)
-        outcomes = [execution.execute(LONE, TINY, made)]
+        outcomes = [execution.execute(LONE, grid)]
         patch.delenv("PYTHONPATH")   # from notebooks/, lib is found without it
-        rest = [name for name in NOTEBOOKS if name != LONE]
-        outcomes += execution.execute_all(rest, TINY, made, workers=2, say=lambda line: None)
+        rest = [(name, grid) for name in NOTEBOOKS if name != LONE]
+        execution.execute_all(rest, workers=2, finished=outcomes.append)
     return {outcome.name: outcome for outcome in outcomes}, folder / "tiny"
 
 

@@ -119,6 +119,7 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_notebook(house, capsys, monk
     notebook("good", "1")
     assert start(house) == 0
     before = (house / "outputs/tiny/notebooks/good.ipynb").read_bytes()
+    notebook("good", "2")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "good.partial.ipynb")
@@ -185,18 +186,50 @@ def test_second_run_writes_the_same_bytes(house):
     made = [house / "outputs/tiny/notebooks/good.ipynb", house / "outputs/tiny/html/good.html"]
     assert start(house) == 0
     first = [path.read_bytes() for path in made]
+    (house / "outputs/tiny/manifest.json").unlink()   # else nothing would be executed
     assert start(house) == 0
     assert [path.read_bytes() for path in made] == first
+
+
+def test_what_has_not_changed_is_not_executed_again(house, capsys):
+    notebook("good", "import pathlib; pathlib.Path('ran').open('a').write('x')")
+    notebook("other", "1")
+    ran = execution.FOLDER / "ran"
+
+    def runs(*options):
+        ran.write_text("")
+        assert start(house, *options) == 0
+        return ran.read_text() == "x"
+
+    assert runs() and not runs()
+    assert "tiny: good: nothing has changed" in capsys.readouterr().out
+    assert not runs("--only", "good") and not runs("--only", "other") and not runs()
+    (house / "outputs/tiny/results.jsonl").touch()
+    assert runs() and not runs()
+    change(house, learning_rate=0.5)
+    assert runs() and not runs()
+    (house / "outputs/tiny/html/good.html").unlink()
+    assert runs() and not runs()
+    notebook("good", "import pathlib; pathlib.Path('ran').open('a').write('x')", "2")
+    assert not runs("--only", "other") and runs()
+
+
+def test_a_failed_notebook_runs_again(house):
+    notebook("bad", "open('ran', 'a').write('x'); 1 / 0")
+    assert start(house) == start(house) == 1
+    assert (execution.FOLDER / "ran").read_text() == "xx"
 
 
 def test_page_needs_no_network(house):
     notebook("good", new_markdown_cell("Score $\\theta_u^2$, not `$code$`.\n\n$$\\frac{a}{b}$$\n\n"
                                        "![badge](https://a.org/b.svg) [next](02_obd.ipynb) [index](../README.md)"),
-             "from IPython.display import Markdown, display; display(Markdown('so $x < y$'))")
+             "from IPython.display import Image, Markdown, display; display(Markdown('so $x < y$'))\n"
+             "display(Image(b'png', format='png', embed=True, alt='a < b', width=99))")
     assert start(house) == 0
     page = (house / "outputs/tiny/html/good.html").read_text()
     assert page.count("<math") == 3 and "<mfrac>" in page and "$code$" in page and "\\theta" not in page
     assert not re.search(r"<script|<link|@import|(?:src=[\"']|url\([\"']?)(?!data:)http", page)
+    assert re.search('<img alt="a &lt; b" src="data:image/png;base64,[^"]+" width="99"', page)
     assert 'href="02_obd.html"' in page and 'href="index.html"' in page and "badge" in page
     assert 'href="../html/good.html"' in (house / "outputs/tiny/html/index.html").read_text()
 
