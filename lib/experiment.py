@@ -36,7 +36,9 @@ class Cell:
 
     def __post_init__(self):
         for name in ("compression", "learning_rate", "width"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, _number(name, getattr(self, name), float))
+        for name in ("seed", "epochs", "batch_size", "score_images", *(["train_images"] if self.train_images else [])):
+            object.__setattr__(self, name, _number(name, getattr(self, name), int))
         if self.dataset not in data.NAMES:
             raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")
         if self.model not in models.NAMES:
@@ -60,6 +62,17 @@ class Cell:
     def score_key(self) -> tuple:
         """What a one-shot score depends on: cells that share it differ in compression or training alone."""
         return (self.dataset, self.model, self.method, self.seed, self.width, self.score_images, self.train_images)
+
+
+def _number(name: str, value: object, kind: type) -> int | float:
+    """The value as an int or a float; raises `UserError` for what is neither, and for what is cut to become one."""
+    try:
+        if isinstance(value, str) or kind(value) != value:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"The {name.replace('_', ' ')} of a cell must be {what}, not {value!r}.") from None
+    return kind(value)
 
 
 @dataclass
@@ -126,9 +139,19 @@ def generator(cell: Cell, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def architecture(cell: Cell, images: data.Data) -> nn.Module:
+    """The cell's network, with weights of no meaning yet. Raises `UserError` where it does not take such images."""
+    model = models.build(cell.model, len(images.classes), cell.width)
+    shape = tuple(images.train_images.shape[1:])
+    if shape != model.input_shape:
+        raise UserError(f"{cell.model} takes images of shape {model.input_shape}, and those of {cell.dataset} are "
+                        f"{shape}: choose another pair.")
+    return model
+
+
 def network(cell: Cell, images: data.Data) -> nn.Module:
     """The cell's network at initialisation: the architecture's own weights of this seed, then the method's `init`."""
-    model = models.build(cell.model, len(images.classes), cell.width)
+    model = architecture(cell, images)
     init = methods.get(cell.method).init
     models.initialise(model, "own", generator(cell, "weights"))
     if init != "own":

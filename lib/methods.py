@@ -88,11 +88,15 @@ DENSE: dict[str, Method] = {
 }
 
 
+class UnknownMethod(UserError):
+    """A name that is not in the table."""
+
+
 def get(name: str) -> Method:
-    """The method of that name; raises `UserError` for a name that is not in the table."""
+    """The method of that name; raises `UnknownMethod`, a `UserError`, for a name that is not in the table."""
     found = METHODS.get(name) or next((method for method in DENSE.values() if method.name == name), None)
     if found is None:
-        raise UserError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+        raise UnknownMethod(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     return found
 
 

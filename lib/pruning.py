@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib import UserError, methods
 from lib.methods import Method
 from lib.scorers import SCORERS
-from lib.scorers.common import Scores, classifier, weights
+from lib.scorers.common import Scores, check_batchnorm, classifier, weights
 
 Masks = dict[str, Tensor]
 
@@ -126,6 +126,7 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
             module.momentum = None
     if _has_batchnorm(model):
         dtype = next(model.parameters()).dtype
+        check_batchnorm(model, len(inputs) % CALIBRATION_CHUNK)
         for chunk in inputs.split(CALIBRATION_CHUNK):
             model(chunk.to(dtype))
 

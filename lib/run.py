@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from lib import UserError, data, models, profile, pruning, sweep
+from lib import UserError, data, experiment, profile, pruning, sweep
 from lib.experiment import Cell
 from lib.profile import NOTEBOOKS, RESULTS, ROOT, Profile
 from lib.store import Store
@@ -227,7 +227,8 @@ def lacking(chosen: Profile, names: list[str]) -> dict[str, str]:
 
 
 def check_cells(cells: list[Cell], root: str | None) -> None:
-    """Raises `UserError` for a data set that is not there or a compression out of reach, before anything is computed.
+    """Raises `UserError` for a data set that is not there or does not fit its network, or a compression out of reach,
+    before anything is computed.
 
     A download, too, happens once, here, and not in every worker.
     """
@@ -236,11 +237,10 @@ def check_cells(cells: list[Cell], root: str | None) -> None:
         largest = {}
         for cell in (cell for cell in cells if cell.dataset == dataset):
             images.first(cell.train_images)
-            network = cell.model, len(images.classes), cell.width
-            largest[network] = max(cell.compression, largest.get(network, 1))
-        for network, ratio in largest.items():
-            if ratio > 1:
-                pruning.kept_count(models.build(*network), ratio)
+            network = cell.model, cell.width
+            largest[network] = max(cell, largest.get(network, cell), key=lambda cell: cell.compression)
+        for cell in largest.values():
+            pruning.kept_count(experiment.architecture(cell, images), cell.compression)
 
 
 def cluster(address: str):

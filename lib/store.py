@@ -17,8 +17,10 @@ from filelock import FileLock, Timeout
 
 from lib import UserError
 from lib.experiment import VERSION, Cell, Record
+from lib.methods import UnknownMethod
 
-OLDER = object()  # stands for a record of an older version
+OLDER = object()    # stands for a record of an older version
+FOREIGN = object()  # stands for a record of a method that is not in the table: another checkout's, or one since removed
 ADVICE = "delete that line, or bring the file back from a copy."
 
 
@@ -26,8 +28,9 @@ class Store:
     """One `results.jsonl`; a missing file is an empty store.
 
     Reading drops a torn last line with a warning (a run was killed while it wrote it) and skips records of an
-    older version; a corrupt line anywhere else, or a record of a newer version, raises `UserError`. Where a
-    key has several records, float32 beats other precisions, then the first counts.
+    older version and of methods that are not in the table, with a warning too; they stay in the file. A corrupt
+    line anywhere else, or a record of a newer version, raises `UserError`. Where a key has several records,
+    float32 beats other precisions, then the first counts.
     """
 
     def __init__(self, path: str | Path):
@@ -100,7 +103,7 @@ class Store:
         self._size = self._size_now()
         for record, line in _scan(self.path):
             self._end += len(line)
-            if record:
+            if isinstance(record, Record):
                 _keep(self.records, record)
 
 
@@ -124,17 +127,19 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
             raise UserError(f"There is no store {path} to merge: check the name.")
     with _locked(out):
         merged: dict[str, Record] = {}
-        lines: dict[str, bytes] = {}  # as they stand in their stores, to the byte
+        lines: dict[str | bytes, bytes] = {}  # as they stand in their stores, to the byte
         for record, line in chain.from_iterable(map(_scan, (out, *inputs))):
-            if record and _keep(merged, record):
+            if isinstance(record, Record) and _keep(merged, record):
                 lines[record.key] = line
+            elif record is FOREIGN:
+                lines[line] = line
         _replace(out, b"".join(lines.values()))
     return len(lines)
 
 
-def _scan(path: Path) -> Iterator[tuple[Record | None, bytes]]:
-    """The whole lines of a store, each with its record, or with None where an older version made it."""
-    older = 0
+def _scan(path: Path) -> Iterator[tuple[Record | object, bytes]]:
+    """The whole lines of a store, each with its record, OLDER or FOREIGN."""
+    older = foreign = 0
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -142,7 +147,8 @@ def _scan(path: Path) -> Iterator[tuple[Record | None, bytes]]:
                 if found is None:
                     break
                 older += found is OLDER
-                yield (None if found is OLDER else found), line
+                foreign += found is FOREIGN
+                yield found, line
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -150,10 +156,13 @@ def _scan(path: Path) -> Iterator[tuple[Record | None, bytes]]:
     if older:
         warnings.warn(f"{path}: {older} records were made by an older version of these computations and are "
                       "not used; their cells count as missing.", stacklevel=2)
+    if foreign:
+        warnings.warn(f"{path}: {foreign} records are of methods that are not in the table of lib/methods.py and are "
+                      "left aside.", stacklevel=2)
 
 
 def _judge(line: bytes, last: bool, where: str) -> Record | object | None:
-    """The record of a line; OLDER for one of an older version; None for a torn last line, with a warning."""
+    """The record of a line, OLDER or FOREIGN; None for a torn last line, with a warning."""
     try:
         if not line.endswith(b"\n"):
             raise ValueError("it has no end")
@@ -172,8 +181,8 @@ def _judge(line: bytes, last: bool, where: str) -> Record | object | None:
     return record if version == VERSION else OLDER
 
 
-def _parse(line: bytes) -> tuple[int, Record | None]:
-    """The version that wrote a line, and its record where that version is ours.
+def _parse(line: bytes) -> tuple[int, Record | object | None]:
+    """The version that wrote a line, and its record, or FOREIGN, where that version is ours.
 
     Raises `UserError` for JSON that is no record, another `ValueError` for what is no JSON.
     """
@@ -183,6 +192,10 @@ def _parse(line: bytes) -> tuple[int, Record | None]:
         if record.version == VERSION and isinstance(record.key, str) and isinstance(record.run, dict):
             return VERSION, record
         reason = "it is no record (key, version or run)"
+    except UnknownMethod:
+        if json.loads(text)["version"] == VERSION:
+            return VERSION, FOREIGN
+        reason = "it is of a method that is not in the table"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UserError) else f"it is no record ({error!r})"
     fields = json.loads(text)  # another version may have other fields

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from lib import pruning
 from lib.data import Data, augment
+from lib.scorers.common import check_batchnorm
 
 MOMENTUM = 0.9
 TEST_BATCH = 128
@@ -17,7 +18,7 @@ TEST_BATCH = 128
 class History(list):
     """One dict per epoch, from epoch 0 (the network before training): epoch, train_loss (mean over the epoch's images;
     None at epoch 0), test_loss, top1 and top5 (counts of test images). `diverged` is the epoch whose loss was not
-    finite, at which training stopped, or None."""
+    finite, on the training or on the test images, at which training stopped, or None."""
 
     diverged: int | None = None
 
@@ -28,19 +29,22 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
 
     data: on the model's device, uint8. generator: a CPU generator; it alone decides on the order of the images, their
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
-    Raises `UserError` for masks that do not fit. The last, smaller batch of an epoch is trained on like the others.
+    Raises `UserError` for masks that do not fit and for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
     """
+    if epochs:
+        check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
     pruning.apply(model, masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
     history = History()
     with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
         for epoch in range(epochs + 1):
             loss = _epoch(model, optimizer, data, batch_size, generator) if epoch else None
-            history.append({"epoch": epoch, "train_loss": loss} | evaluate(model, data))
+            finite = loss is None or math.isfinite(loss)
+            history.append({"epoch": epoch, "train_loss": loss if finite else None} | evaluate(model, data))
             if said:
                 said(history[-1])
-            if loss is not None and not math.isfinite(loss):
-                history[-1]["train_loss"], history.diverged = None, epoch
+            if not finite or history[-1]["test_loss"] is None:
+                history.diverged = epoch
                 break
     return history
 

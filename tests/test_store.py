@@ -130,6 +130,16 @@ def test_older_versions_are_skipped_with_one_warning_and_stay_in_the_file(path):
     assert path.read_text() == old + lines(record(0)) + old + lines(record(1))
 
 
+def test_records_of_unknown_methods_are_left_aside_with_a_warning_and_stay_through_a_merge(path):
+    foreign = lines(record(0)).replace(cell(0).method, "Mine")
+    path.write_text(foreign + lines(record(0)))
+    with pytest.warns(UserWarning, match="1 records are of methods that are not in the table"):
+        assert list(Store(path).records) == [cell(0).key]
+    with pytest.warns(UserWarning, match="not in the table"):
+        store.merge(path.with_name("out.jsonl"), [path])
+    assert path.with_name("out.jsonl").read_text() == foreign + lines(record(0))
+
+
 def test_float32_beats_bf16_whichever_comes_first(path):
     low, high = record(0, "bf16", 1), record(0, "float32", 2)
     assert Store(filled(path, low, high)).get(cell()) == Store(filled(path, high, low)).get(cell()) == high

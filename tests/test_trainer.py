@@ -163,6 +163,21 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_is_recorded():
     json.dumps(history, allow_nan=False)
 
 
+def test_weights_that_the_very_last_step_ruins_are_seen_on_the_test_images(monkeypatch):
+    """The training loss is taken before each step, so it misses what the last one does."""
+    net, step, taken = network(), torch.optim.SGD.step, []
+
+    def ruin(self):
+        step(self)
+        taken.append(1)
+        if len(taken) == 2:
+            net[0].weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", ruin)
+    history = train(net, images(train=8), epochs=1, batch_size=4)
+    assert history.diverged == 1 and history[1]["train_loss"] is not None and history[1]["test_loss"] is None
+
+
 # --- randomness
 
 def test_twice_the_same_bit_for_bit_from_the_generator_alone():

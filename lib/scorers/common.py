@@ -52,6 +52,14 @@ def along(axis: int, factor: Tensor, dims: int) -> Tensor:
     return factor.view([-1 if dim == axis else 1 for dim in range(dims)])
 
 
+def check_batchnorm(model: nn.Module, images: int) -> None:
+    """Raises `UserError` for a batch of a single image in train mode where BatchNorm follows a Linear: one value per
+    channel has no variance."""
+    if images == 1 and any(isinstance(module, nn.BatchNorm1d) and module.training for module in model.modules()):
+        raise UserError("A batch of one image gives BatchNorm1d a single value per channel, which has no variance: "
+                        "take at least two images, or a number that does not leave a last batch of one.")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every module is back in the mode that it was in."""
@@ -75,6 +83,7 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
         def scored(model: nn.Module, inputs: Tensor | None, targets: Tensor | None, **options) -> Scores:
             if data:
                 check_batch(model, inputs, targets)
+                check_batchnorm(model, len(inputs))
             if inputs is not None:
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
             scores = function(model, inputs, targets, **options)
