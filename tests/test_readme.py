@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from lib import readme
 from lib.profile import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +24,12 @@ def test_the_patch_adds_a_method_of_ones_own(tmp_path):
              "assert 'Mine' in tables.bases() and 'Mine' in profile.select(); "
              "assert any(cell.method == 'Mine' for cell in profile.load('quick').cells())")
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True, env={"PYTHONPATH": str(tmp_path)})
+
+
+def test_what_was_found_is_what_the_stores_say():
+    assert readme.replaced(TEXT) == TEXT, "python -m lib.readme writes what the stores say now"
+    assert (ROOT / re.search(r"!\[.+\]\((outputs/.+)\)", TEXT)[1]).is_file()
+    assert "cells computed" in readme.replaced(TEXT.replace("cells computed", ""))
 
 
 def test_every_notebook_and_profile_is_named():

@@ -152,6 +152,8 @@ def test_both_ways_to_square_a_convolution_agree():
     signal, patches = torch.randn(5, 3, 2, 16, dtype=torch.float64), torch.randn(3, 9, 16, dtype=torch.float64)
     square = torch.einsum("cnop,nkp->cnok", signal, patches).square().sum((0, 1))
     assert torch.allclose(obd._by_pairs(signal, patches), square)
+    by_image = obd._by_image(signal.transpose(0, 1).flatten(1, 2), patches)
+    assert torch.allclose(by_image.view(5, 2, 9).sum(0), square)
 
 
 @pytest.mark.parametrize("score", ["obd", "obd_run", "synflow"])

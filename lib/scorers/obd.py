@@ -7,8 +7,9 @@ from torch.nn.functional import unfold
 from lib import UserError
 from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weights
 
-# Images times classes per chunk: bounds the memory that the classes' backward signals take.
-CHUNK = 1280
+# Images per chunk: few, so that what a layer's squares are made of stays in the cache. And images times classes, which
+# bounds the memory that the classes' backward signals take.
+IMAGES, CHUNK = 32, 1280
 
 
 @scorer()
@@ -39,7 +40,7 @@ def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
     classes = _check(model)
-    for chunk in inputs.split(max(1, CHUNK // classes)):
+    for chunk in inputs.split(max(1, min(IMAGES, CHUNK // classes))):
         for name, squares in _squared_gradients(model, chunk).items():
             sums[name] += squares
     return {name: total / len(inputs) for name, total in sums.items()}
@@ -73,11 +74,12 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     finally:
         for handle in handles:
             handle.remove()
-    signals = torch.autograd.grad(
-        logits, [output for _, output in seen.values()], _columns(logits.detach().softmax(1)), is_grads_batched=True
-    )
+    outputs = [output for _, output in seen.values()]
+    # Column by column: one batched backward pass (`is_grads_batched`) would loop over the columns too, and copy.
+    signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
+                    for column in _columns(logits.detach().softmax(1))))
     return {
-        f"{name}.weight": _sum_of_squares(layers(model)[name], inputs, signal)
+        f"{name}.weight": _sum_of_squares(layers(model)[name], inputs, torch.stack(signal))
         for (name, (inputs, _)), signal in zip(seen.items(), signals)
     }
 
@@ -112,9 +114,18 @@ def _sum_of_squares(layer: nn.Module, inputs: Tensor, signal: Tensor) -> Tensor:
     if positions + 1 < 2 * columns:
         squares = _by_pairs(signal, patches)
     else:
-        each = signal.permute(1, 0, 2, 3).reshape(images, columns * channels, positions) @ patches.transpose(1, 2)
-        squares = each.square_().sum(0).view(columns, channels, -1).sum(0)
+        squares = _by_image(signal.transpose(0, 1).flatten(1, 2), patches).view(columns, channels, -1).sum(0)
     return squares.view(layer.weight.shape)
+
+
+def _by_image(signal: Tensor, patches: Tensor) -> Tensor:
+    """sum_n (sum_p s_np x_np)^2, one image at a time: the products of a whole chunk would not fit into the cache."""
+    each = signal.new_empty(signal.shape[1], patches.shape[1])
+    total = torch.zeros_like(each)
+    for s, x in zip(signal, patches):
+        torch.mm(s, x.T, out=each)
+        total.addcmul_(each, each)
+    return total
 
 
 def _by_pairs(signal: Tensor, patches: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The exact Hessian diagonal of the CNN: `lib.scorers.obd.diagonal` against BackPACK's DiagGGNExact.
 
-    python -m tests.benchmarks.bench_obd --data DIR              # 6,000 images, float32 and float64
+    python -m tests.benchmarks.bench_obd --data DIR              # 2,000 images, float32 and float64
     python -m tests.benchmarks.bench_obd --data DIR --images 60000 --rounds 1
     python -m tests.benchmarks.bench_obd --data DIR --threads 1              # on a busy machine
 
@@ -38,8 +38,8 @@ def network(dtype: torch.dtype) -> nn.Module:
 
 
 def ours(images: Tensor, _: Tensor, chunk: int | None) -> list[Tensor]:
-    """h of each layer, by `lib`; chunk: images times classes, instead of the module's own."""
-    obd.CHUNK = chunk or obd.CHUNK
+    """h of each layer, by `lib`; chunk: images, instead of the module's own."""
+    obd.IMAGES = chunk or obd.IMAGES
     return list(obd.diagonal(network(images.dtype), images).values())
 
 
@@ -131,10 +131,10 @@ def compete(dtype: torch.dtype, options) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--images", type=int, default=6000, help="images of each turn (6000)")
-    parser.add_argument("--search", type=int, default=1000, help="images to time batch sizes with (1000)")
+    parser.add_argument("--images", type=int, default=2000, help="images of each turn (2000)")
+    parser.add_argument("--search", type=int, default=500, help="images to time batch sizes with (500)")
     parser.add_argument("--batch", type=int, help="BackPACK's batch size (the fastest of those tried)")
-    parser.add_argument("--chunks", type=int, nargs="+", help="try these values of obd.CHUNK as well")
+    parser.add_argument("--chunks", type=int, nargs="+", help="try these values of obd.IMAGES as well")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (one per core)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="only this one")
     options = parser.parse_args()

@@ -1,0 +1,85 @@
+"""What was found, for the README: computed from the committed stores. `python -m lib.readme` writes it there."""
+
+import re
+import sys
+
+import pandas as pd
+
+from lib import claims, profile, tables
+from lib.profile import ROOT
+from lib.store import Store
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
+
+
+def found() -> str:
+    """The block of the README: one figure, what the store of MNIST says, and how far the other stores are."""
+    mnist = _frame("mnist")
+    return "\n".join([
+        "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
+        f"**The CNN on MNIST** ({_done(mnist)}; seed {_listed(mnist['seed'].unique())}; top-1 in percent, chance "
+        f"{claims.constant_answer('mnist'):g}):", "",
+        *map(_ranking, ("published", "run"), (mnist, mnist)), "",
+        "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
+        "|---|---|---|", *_verdicts(mnist), "",
+        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(pd.concat([mnist, _frame("paper")])), ""])
+
+
+def _frame(name: str) -> pd.DataFrame:
+    """A profile's cells at its main learning rate."""
+    grid = profile.load(name)
+    frame = tables.frame(Store(ROOT / "outputs" / name / "results.jsonl").records.values(), grid.cells())
+    return frame[frame["learning_rate"] == grid.learning_rate]
+
+
+def _done(frame: pd.DataFrame) -> str:
+    return f"{int(frame['done'].sum())} of {len(frame)} cells computed"
+
+
+def _listed(items) -> str:
+    return ", ".join(map(str, items))
+
+
+def _ranking(reading: str, frame: pd.DataFrame) -> str:
+    """A line: what is above chance at the largest ratio, in order, with what `@run` really compressed."""
+    ratio = frame["compression"].max()
+    rows = frame[(frame["reading"] == reading) & (frame["compression"] == ratio)]
+    column = f"top1{tables.ACCOUNTING[reading]}"
+    means = rows.groupby("base")[[column, "compression_released"]].mean().dropna()
+    level = 1.05 * claims.constant_answer("mnist") * tables.factor_of(rows, reading)
+    above = means[means[column] > level].sort_values(column, ascending=False, kind="stable")
+    names = [f"{base} {row[column]:.1f}" + (f" (at {row['compression_released']:.1f})" if reading == "run" else "")
+             for base, row in above.iterrows()]
+    title = ("As **published**, at the exact compression" if reading == "published"
+             else "As the released code **ran** them (in brackets the compression that was reached)")
+    return (f"- {title}: of {len(means)} methods asked for r = {ratio:g}, {len(above)} train to more than chance: "
+            f"{_listed(names)}.")
+
+
+def _verdicts(frame: pd.DataFrame) -> list[str]:
+    """A line of the table for each claim about the CNN."""
+    lines = []
+    for claim in claims.CLAIMS:
+        if "CNN" in claim.text:
+            answers = [claims.judge(claim, frame, reading) for reading in ("run", "published")]
+            cells = [verdict if obtained == tables.DASH else f"{verdict}: {obtained}" for obtained, verdict in answers]
+            lines.append(f"| {claim.text.removeprefix('CNN on MNIST: ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _undecided(frame: pd.DataFrame) -> str:
+    verdicts = [claims.judge(claim, frame, "run")[1] for claim in claims.CLAIMS if "CNN" not in claim.text]
+    open_ones = sum(verdict.startswith("not decidable") for verdict in verdicts)
+    return (f"{open_ones} of the {len(verdicts)} claims about VGG-16 and ResNet-56 cannot be decided yet in the `@run` "
+            "reading, and Tables 4.2-4.5 and Figures 4.1-4.10 say \"k of n cells\" where cells are missing.")
+
+
+def replaced(text: str) -> str:
+    """The README's text with the block as the stores have it now."""
+    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: BEGIN + found() + END, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(0)
