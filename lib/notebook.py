@@ -154,13 +154,13 @@ class Example:
         sizes = [weight.numel() for weight in pruning.prunable(model).values()]
         total = sum(parameter.numel() for parameter in model.parameters())
         return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes),
-                "prunable layers": len(sizes), "largest r": total / (total - sum(sizes) + len(sizes)), "stand-in data": self.images.stand_in}
+                "prunable layers": len(sizes), "largest r": pruning.largest_compression(model), "stand-in data": self.images.stand_in}
 
     def cell(self, method: str, ratio: float = 1.0) -> Cell:
         """The cell that this network begins; only its scoring and its mask matter here."""
         images = SCORE_IMAGES
         if methods.get(method).base == "OBD":
-            images = min(self.grid.obd_images or OBD_IMAGES, OBD_IMAGES, len(self.images.train_labels))
+            images = min(self.grid.obd_images_of(self.dataset) or OBD_IMAGES, OBD_IMAGES, len(self.images.train_labels))
         return Cell(self.dataset, self.model, method, ratio, self.grid.seeds[0], self.grid.pairs[self.pair],
                     self.grid.learning_rate, width=self.width, score_images=images, train_images=self.grid.train_images)
 

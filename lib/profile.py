@@ -1,12 +1,14 @@
 """Profiles: what a run covers. One YAML file of params/ each; its keys are the parameters of every notebook."""
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from lib import UserError, data, methods, models
+from lib import UserError, data, methods, models, pruning
 from lib.experiment import Cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,18 +30,22 @@ TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 SCORE_IMAGES = 128
 
 
+Images = Annotated[int, Field(gt=0)] | None
+
+
 class Profile(BaseModel, extra="forbid", frozen=True):
     """What a run covers: a grid of cells. Every field must be given; an unknown one is an error."""
 
     profile: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")   # names the folder under outputs/
     pairs: dict[str, int] = Field(min_length=1)          # "dataset/model" -> epochs; 0: masks only
     compressions: list[float] = Field(min_length=1)      # r, each at least 1; 1 is the unpruned network
+    further_compressions: list[float]                    # published readings also at these, where the network reaches them
     seeds: list[int] = Field(min_length=1)
     learning_rate: float = Field(gt=0)
     text_learning_rate: float | None = Field(gt=0)       # `@run` readings, first seed, also at this rate; null: not
     width: float = Field(gt=0)                           # channel multiplier; 1 is the real network
     train_images: int | None = Field(gt=0)               # the first so many training images; null: all
-    obd_images: int | None = Field(gt=0)                 # images for OBD's curvature; null: the whole training set
+    obd_images: Images | dict[str, Images]               # images for OBD's curvature, or one number per data set; null: all
 
     @field_validator("pairs")
     @classmethod
@@ -53,7 +59,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
                 raise UserError(f"{pair!r} cannot train for {epochs} epochs: write 0 (masks only) or more")
         return pairs
 
-    @field_validator("compressions")
+    @field_validator("compressions", "further_compressions")
     @classmethod
     def _reachable(cls, compressions: list[float]) -> list[float]:
         for ratio in compressions:
@@ -64,19 +70,19 @@ class Profile(BaseModel, extra="forbid", frozen=True):
               ratios: list[float] | None = None) -> list[Cell]:
         """The grid, or the part of it that belongs to some methods (see `select`), pairs and compressions.
 
-        r = 1 becomes the unpruned network, once per initialisation. Unpruned cells come first, then pair by pair; the
-        ratios of one method are neighbours, because they share one score. No cell comes twice. Raises `UserError` for
+        r = 1 becomes the unpruned network, once per initialisation. Unpruned cells come first, then seed by seed and pair
+        by pair; the ratios of one method are neighbours, because they share one score. No cell comes twice. Raises `UserError` for
         a method that is not in the table, and for a pair or a ratio that is not in the profile.
         """
         chosen = select(methods)
         pairs = self._among(pairs, list(self.pairs), "pair")
         for ratio in ratios or ():
             _check_ratio(ratio)
-        ratios = self._among(ratios, self.compressions, "compression")
+        ratios = self._among(ratios, self.compressions + self.further_compressions, "compression")
         grid = [self._cell(pair, method, ratio, seed, rate)
-                for pair in pairs for seed in self.seeds for rate in self._rates(seed)
+                for seed in self.seeds for pair in pairs for rate in self._rates(seed)
                 for method in chosen if rate == self.learning_rate or method.endswith("@run")
-                for ratio in ratios]
+                for ratio in ratios if ratio in self.compressions or self._goes_further(pair, method, ratio)]
         return sorted(dict.fromkeys(grid), key=lambda cell: cell.compression > 1)
 
     def _among(self, wanted: list | None, known: list, what: str) -> list:
@@ -90,18 +96,32 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         also = self.text_learning_rate is not None and seed == self.seeds[0]
         return [self.learning_rate, self.text_learning_rate] if also else [self.learning_rate]
 
+    def _goes_further(self, pair: str, method: str, ratio: float) -> bool:
+        dataset, model = pair.split("/")
+        classes = 100 if dataset.endswith("100") else 10
+        return methods.get(method).reading == "published" and ratio <= _largest_compression(model, classes, self.width)
+
     def _cell(self, pair: str, method: str, ratio: float, seed: int, rate: float) -> Cell:
         dataset, model = pair.split("/")
         images = SCORE_IMAGES
         if ratio == 1:
             method = methods.dense(method)
         elif methods.get(method).base == "OBD":
-            images = self.obd_images or self._training_images(dataset)
+            images = self.obd_images_of(dataset) or self._training_images(dataset)
         return Cell(dataset, model, method, float(ratio), seed, self.pairs[pair], float(rate), width=float(self.width),
                     score_images=images, train_images=self.train_images)
 
+    def obd_images_of(self, dataset: str) -> int | None:
+        """How many images OBD's curvature takes on this data set; None: the whole training set."""
+        return self.obd_images.get(dataset) if isinstance(self.obd_images, dict) else self.obd_images
+
     def _training_images(self, dataset: str) -> int:
         return self.train_images or TRAINING_IMAGES.get(dataset) or len(data.load(dataset).train_labels)
+
+
+@cache
+def _largest_compression(model: str, classes: int, width: float) -> float:
+    return pruning.largest_compression(models.build(model, classes, width))
 
 
 def _check_ratio(ratio: float) -> None:

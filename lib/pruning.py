@@ -37,12 +37,18 @@ def kept_count(model: nn.Module, compression: float) -> int:
     total, layers, fixed = _sizes(model)
     kept = round(total / compression) - fixed
     if kept < layers:
-        largest = math.floor(10 * total / (fixed + layers)) / 10
+        largest = math.floor(10 * largest_compression(model)) / 10
         raise UserError(
             f"Compression {compression:g} is out of reach: {total} parameters, of which {fixed} cannot be pruned, "
             f"leave fewer than one weight for each of the {layers} prunable layers. The largest is {largest:g}."
         )
     return kept
+
+
+def largest_compression(model: nn.Module) -> float:
+    """The r at which one weight for each prunable layer is left."""
+    total, layers, fixed = _sizes(model)
+    return total / (fixed + layers)
 
 
 def _sizes(model: nn.Module) -> tuple[int, int, int]:

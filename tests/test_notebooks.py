@@ -17,7 +17,7 @@ from lib.scorers.common import weights
 from lib.store import Store
 from tests import nets
 
-TINY = dict(profile="tiny", pairs={"digits/cnn": 1}, compressions=[1, 4], seeds=[42], learning_rate=1e-3,
+TINY = dict(profile="tiny", pairs={"digits/cnn": 1}, compressions=[1, 4], further_compressions=[], seeds=[42], learning_rate=1e-3,
             text_learning_rate=None, width=0.2, train_images=256, obd_images=32)
 LONE = "05_synflow"   # computes its own cells, and runs in another folder than the others
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import UserError, execution, pages, profile, run, sweep
+from lib import UserError, execution, manifest, pages, profile, run, sweep
 from lib.experiment import Cell
 
-FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], seeds=[1], learning_rate=0.001,
+FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1], learning_rate=0.001,
               text_learning_rate=None, width=0.125, train_images=64, obd_images=16)
 
 
@@ -246,9 +246,9 @@ def test_cells_are_computed_once_and_stand_in_the_manifest(house, capsys):
     assert "0 of 3 cells are in the store" in capsys.readouterr().out
     assert start(house) == 0
     assert "3 of 3 cells are in the store" in capsys.readouterr().out
-    manifest = json.loads((house / "outputs/tiny/manifest.json").read_text())
-    assert manifest["cells"]["store"] == 3 and manifest["profile"]["width"] == 0.125
-    assert "torch" in manifest["packages"] and manifest["notebooks"]["needs"]["status"] == "executed"
+    noted = manifest.read(house / "outputs/tiny")
+    assert noted["cells"]["store"] == 3 and noted["profile"]["width"] == 0.125
+    assert "torch" in noted["packages"] and noted["notebooks"]["needs"]["status"] == "executed"
 
 
 def test_failed_cell_is_named_and_its_notebook_left_out(house, capsys, monkeypatch):
@@ -297,6 +297,19 @@ def test_grid_has_each_cell_once_the_unpruned_ones_first_and_ratios_together():
         ("Random", 4.0), ("Random", 16.0), ("GlobalMag", 4.0), ("GlobalMag", 16.0)]
 
 
+def test_published_readings_go_further_as_far_as_the_network_reaches():
+    further = profile.Profile(**{**FIELDS, "pairs": {"cifar10/resnet56": 0, "cifar100/resnet56": 0, "cifar10/vgg16": 0},
+                                 "width": 1, "further_compressions": [128, 256]}).cells(methods=["SNIP"])
+    assert [(cell.dataset, cell.model, cell.method, cell.compression) for cell in further if cell.compression > 64] == [
+        ("cifar10", "resnet56", "SNIP", 128), ("cifar10", "vgg16", "SNIP", 128), ("cifar10", "vgg16", "SNIP", 256)]
+
+
+def test_seeds_come_one_after_the_other_for_all_pairs():
+    tiny = profile.Profile(**{**FIELDS, "pairs": {"digits/cnn": 0, "shapes10/vgg16": 0}, "seeds": [1, 2]})
+    order = list(dict.fromkeys((cell.seed, cell.dataset) for cell in tiny.cells() if cell.compression > 1))
+    assert order == [(1, "digits"), (1, "shapes10"), (2, "digits"), (2, "shapes10")]
+
+
 def test_text_rate_is_for_the_run_readings_of_the_first_seed():
     tiny = profile.Profile(**{**FIELDS, "seeds": [1, 2], "text_learning_rate": 1e-4})
     slow = [cell for cell in tiny.cells() if cell.learning_rate == 1e-4]
@@ -308,6 +321,9 @@ def test_text_rate_is_for_the_run_readings_of_the_first_seed():
 def test_obd_alone_scores_more_images_and_the_whole_set_when_asked():
     images = {cell.method: cell.score_images for cell in profile.Profile(**FIELDS).cells()}
     assert images["OBD"] == images["OBD@run"] == 16 and images["SNIP"] == images["Dense"] == 128
+    own = profile.Profile(**{**FIELDS, "pairs": {"digits/cnn": 0, "shapes10/vgg16": 0}, "obd_images": {"digits": 7}})
+    assert {cell.score_images for cell in own.cells(methods=["OBD"], pairs=["digits/cnn"], ratios=[4])} == {7}
+    assert {cell.score_images for cell in own.cells(methods=["OBD"], pairs=["shapes10/vgg16"], ratios=[4])} == {64}
     whole = profile.load("mnist").cells(methods=["OBD@run"], ratios=[4])
     assert whole == [Cell("mnist", "cnn", "OBD@run", 4, 42, 5, 1e-3, score_images=60_000)]
 
