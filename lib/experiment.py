@@ -63,6 +63,13 @@ class Cell:
         """What a one-shot score depends on: cells that share it differ in compression or training alone."""
         return (self.dataset, self.model, self.method, self.seed, self.width, self.score_images, self.train_images)
 
+    @property
+    def work_key(self) -> tuple:
+        """What the dear part of a score depends on: OBD's curvature serves both its readings, another score itself."""
+        method = methods.get(self.method)
+        name = method.base if method.mode == "calibrated" else self.method
+        return (name, *self.score_key[:2], *self.score_key[3:])
+
 
 def _number(name: str, value: object, kind: type) -> int | float:
     """The value as an int or a float; raises `UserError` for what is neither, and for what is cut to become one."""

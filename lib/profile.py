@@ -71,7 +71,8 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         """The grid, or the part of it that belongs to some methods (see `select`), pairs and compressions.
 
         r = 1 becomes the unpruned network, once per initialisation. Unpruned cells come first, then seed by seed and pair
-        by pair; the ratios of one method are neighbours, because they share one score. No cell comes twice. Raises `UserError` for
+        by pair; the ratios of one method are neighbours, because they share one score, and where nothing is trained so are
+        the readings of a method, because OBD's share their curvature. No cell comes twice. Raises `UserError` for
         a method that is not in the table, and for a pair or a ratio that is not in the profile.
         """
         chosen = select(methods)
@@ -79,9 +80,11 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         for ratio in ratios or ():
             _check_ratio(ratio)
         ratios = self._among(ratios, self.compressions + self.further_compressions, "compression")
+        together = sorted(chosen, key=lambda name: name.split("@")[0])
         grid = [self._cell(pair, method, ratio, seed, rate)
                 for seed in self.seeds for pair in pairs for rate in self._rates(seed)
-                for method in chosen if rate == self.learning_rate or method.endswith("@run")
+                for method in (chosen if self.pairs[pair] else together)
+                if rate == self.learning_rate or method.endswith("@run")
                 for ratio in ratios if ratio in self.compressions or self._goes_further(pair, method, ratio)]
         return sorted(dict.fromkeys(grid), key=lambda cell: cell.compression > 1)
 

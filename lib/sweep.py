@@ -89,7 +89,7 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
 
 def tasks(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
     """What is sent to a worker at a time: one cell; of cells that train nothing, neighbours that share a score."""
-    groups = groupby(cells, key=lambda cell: cell if cell.epochs else (cell.score_key, cell.batch_size))
+    groups = groupby(cells, key=lambda cell: cell if cell.epochs else (cell.work_key, cell.batch_size))
     return [tuple(group) for _, group in groups]
 
 

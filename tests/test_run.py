@@ -289,12 +289,14 @@ def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypa
 # ---- the grid of a profile
 
 def test_grid_has_each_cell_once_the_unpruned_ones_first_and_ratios_together():
-    tiny = profile.Profile(**{**FIELDS, "compressions": [1, 4, 16], "seeds": [1, 2]})
-    cells = tiny.cells()
+    fields = {**FIELDS, "compressions": [1, 4, 16], "seeds": [1, 2]}
+    cells = profile.Profile(**{**fields, "pairs": {"digits/cnn": 1}}).cells()
     assert len(set(cells)) == len(cells) == 2 * (3 + 30 * 2)
     assert [cell.compression for cell in cells[:6]] == [1.0] * 6
     assert [(cell.method, cell.compression) for cell in cells[6:10]] == [
         ("Random", 4.0), ("Random", 16.0), ("GlobalMag", 4.0), ("GlobalMag", 16.0)]
+    masks_only = profile.Profile(**fields).cells(methods=["OBD", "SNIP"], ratios=[4])
+    assert [cell.method for cell in masks_only[:5]] == ["OBD", "OBD@run", "SNIP", "SNIP@written", "SNIP@run"]
 
 
 def test_published_readings_go_further_as_far_as_the_network_reaches():

@@ -156,6 +156,26 @@ def test_both_ways_to_square_a_convolution_agree():
     assert torch.allclose(by_image.view(5, 2, 9).sum(0), square)
 
 
+def test_the_curvature_is_computed_once_for_both_readings_and_anew_for_anything_else(monkeypatch):
+    counted, plain = [], obd.diagonal
+    monkeypatch.setattr(obd, "diagonal", lambda *given: counted.append(1) or plain(*given))
+    net = make("batchnorm")
+    images, labels = batch(net)
+
+    def computed(*given):
+        before = len(counted)
+        for name in ("obd", "obd_run"):
+            SCORERS[name](*given)
+        return len(counted) - before
+
+    assert computed(net, images, labels) == 1 and computed(net, images, labels) == 0
+    assert computed(net, images.flip(0), labels) == 1
+    with torch.no_grad():
+        next(net.buffers()).add_(1e-12)
+    assert computed(net, images, labels) == 1
+    assert computed(net.float(), images.float(), labels) == 1
+
+
 @pytest.mark.parametrize("score", ["obd", "obd_run", "synflow"])
 def test_eval_mode_is_the_scorers_own_affair(score):
     net = make("batchnorm")

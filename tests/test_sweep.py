@@ -133,6 +133,8 @@ def test_masks_that_share_a_score_go_to_one_worker_and_trained_cells_each_to_one
     assert sweep.tasks(MASKS) == [tuple(MASKS[:2]), tuple(MASKS[2:4]), tuple(MASKS[4:])]
     assert sweep.tasks(SHORT) == [(cell,) for cell in SHORT]
     assert sweep.tasks([MASKS[0], replace(MASKS[1], seed=2)]) == [(MASKS[0],), (replace(MASKS[1], seed=2),)]
+    curvature = [replace(MASKS[0], method=method) for method in ("OBD", "OBD@run", "SNIP")]
+    assert sweep.tasks(curvature) == [tuple(curvature[:2]), tuple(curvature[2:])]
 
 
 # --- failures and budgets
