@@ -1,0 +1,54 @@
+"""Critical compression, against looking at every count of kept weights."""
+
+import pytest
+import torch
+
+from lib import collapse, methods, models, pruning
+from tests.nets import chain
+
+
+def looked_at_everywhere(whole, weights, layers):
+    """The fewest kept weights such that these and any more of them are whole."""
+    counts = range(weights, layers - 1, -1)
+    return next((kept + 1 for kept in counts if not whole(kept)), layers)
+
+
+@pytest.mark.parametrize("edge", [3, 4, 50, 777, 1000])
+def test_the_edge_is_found_to_one_percent_where_collapse_is_monotone(edge):
+    whole = lambda kept: kept >= edge
+    found = collapse.critical(whole, 1000, 3)
+    assert edge == looked_at_everywhere(whole, 1000, 3) <= found.kept <= max(edge + 1, 1.01 * edge)
+    assert found.rho == 1000 / found.kept and found.whole_again == ()
+    assert (found.collapsed is None) == (edge == 3)
+
+
+def test_a_network_that_is_whole_again_further_on_is_told():
+    found = collapse.critical(lambda kept: kept > 500 or 20 < kept < 60, 1000, 2)
+    assert 500 < found.kept <= 506 and found.collapsed < 2.01
+    assert found.whole_again and all(1000 / 60 < rho < 1000 / 20 for rho in found.whole_again)
+
+
+def test_a_network_that_never_is_whole_has_no_compression():
+    assert collapse.critical(lambda kept: False, 100, 2).kept == 100
+
+
+@pytest.mark.parametrize("name", ["GlobalMag", "SynFlow"])
+def test_masks_keep_the_count_that_is_asked_for(name):
+    model, method = models.build("cnn", width=0.1), methods.get(name)
+    scores = None if method.rounds > 1 else pruning.score(model, method, None, None, torch.Generator())
+    for kept in (3, 100, 1234):
+        masks = collapse.masks_keeping(model, method, scores, kept)
+        assert sum(int(mask.sum()) for mask in masks.values()) == kept
+
+
+def test_the_critical_compression_of_a_network_is_that_of_its_masks():
+    torch.manual_seed(0)
+    model, method = chain(), methods.get("GlobalMag")
+    scores = pruning.score(model, method, None, None, torch.Generator())
+    sizes = [weight.numel() for weight in pruning.prunable(model).values()]
+
+    def whole(kept):
+        return not pruning.report(model, collapse.masks_keeping(model, method, scores, kept)).collapsed
+
+    found = collapse.critical(whole, sum(sizes), len(sizes), per_octave=64)
+    assert found.kept == looked_at_everywhere(whole, sum(sizes), len(sizes))
