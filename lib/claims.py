@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
+from lib.data import classes
 from lib.tables import (
-    ACCOUNTING, DASH, ORDER, RATIOS, STAND_INS, THESIS, Table, classes, coverage, dataset_for, factor_of,
-    label, pairs_of, select,
+    ACCOUNTING, DASH, ORDER, RATIOS, STAND_INS, THESIS, Table, coverage, dataset_for, factor_of, label, pairs_of,
+    select,
 )
 
 

@@ -37,8 +37,9 @@ class Cell:
     def __post_init__(self):
         for name in ("compression", "learning_rate", "width"):
             object.__setattr__(self, name, _number(name, getattr(self, name), float))
-        for name in ("seed", "epochs", "batch_size", "score_images", *(["train_images"] if self.train_images else [])):
-            object.__setattr__(self, name, _number(name, getattr(self, name), int))
+        for name in ("seed", "epochs", "batch_size", "score_images", "train_images"):
+            if name != "train_images" or self.train_images is not None:
+                object.__setattr__(self, name, _number(name, getattr(self, name), int))
         if self.dataset not in data.NAMES:
             raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")
         if self.model not in models.NAMES:
@@ -61,14 +62,13 @@ class Cell:
     @property
     def score_key(self) -> tuple:
         """What a one-shot score depends on: cells that share it differ in compression or training alone."""
-        return (self.dataset, self.model, self.method, self.seed, self.width, self.score_images, self.train_images)
+        return (self.method, self.dataset, self.model, self.seed, self.width, self.score_images, self.train_images)
 
     @property
     def work_key(self) -> tuple:
         """What the dear part of a score depends on: OBD's curvature serves both its readings, another score itself."""
         method = methods.get(self.method)
-        name = method.base if method.mode == "calibrated" else self.method
-        return (name, *self.score_key[:2], *self.score_key[3:])
+        return (method.base if method.mode == "calibrated" else self.method, *self.score_key[1:])
 
 
 def _number(name: str, value: object, kind: type) -> int | float:

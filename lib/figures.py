@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib import tables
+from lib.data import classes
 
 COLUMN, PAGE = 3.4, 7.0     # widths in inches: one column of a paper, both columns
 
@@ -100,7 +101,7 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
         counted.append(tables.coverage(rows, names, _ratios(rows), column))
         parts.append(_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
         factor = tables.factor_of(rows, reading)
-        chance = factor * (5 if metric == "top5" else 1) * 100 / tables.classes(dataset)
+        chance = factor * (5 if metric == "top5" else 1) * 100 / classes(dataset)
         _levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")

@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,8 +68,8 @@ def write(chosen: Profile, outcomes: list[Outcome], sources: dict[tuple[str, str
                                  "problem": outcome.problem, "source": sources[chosen.profile, outcome.name]}
     tables.write(folder / "manifest.json", json.dumps({
         "profile": chosen.model_dump(),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain")),
+        "commit": tables.git("rev-parse", "HEAD"),
+        "changed_since_commit": bool(tables.git("status", "--porcelain")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions(),
@@ -78,15 +77,6 @@ def write(chosen: Profile, outcomes: list[Outcome], sources: dict[tuple[str, str
         "notebooks": dict(sorted(entries.items())),
         "made": made(folder),
     }, indent=1, ensure_ascii=False) + "\n")
-
-
-def _git(*command: str) -> str | None:
-    """What git answers about the project, or None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def versions() -> dict[str, str | None]:

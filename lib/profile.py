@@ -101,8 +101,8 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
     def _goes_further(self, pair: str, method: str, ratio: float) -> bool:
         dataset, model = pair.split("/")
-        classes = 100 if dataset.endswith("100") else 10
-        return methods.get(method).reading == "published" and ratio <= _largest_compression(model, classes, self.width)
+        largest = _largest_compression(model, data.classes(dataset), self.width)
+        return methods.get(method).reading == "published" and ratio <= largest
 
     def _cell(self, pair: str, method: str, ratio: float, seed: int, rate: float) -> Cell:
         dataset, model = pair.split("/")

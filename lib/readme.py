@@ -27,7 +27,7 @@ def found() -> str:
 
 
 def _frame(name: str) -> pd.DataFrame:
-    """A profile's cells at its main learning rate."""
+    """A profile's cells at its main learning rate, from the committed store, wherever a run may put its own."""
     grid = profile.load(name)
     frame = tables.frame(Store(ROOT / "outputs" / name / "results.jsonl").records.values(), grid.cells())
     return frame[frame["learning_rate"] == grid.learning_rate]
@@ -43,18 +43,18 @@ def _listed(items) -> str:
 
 def _ranking(reading: str, frame: pd.DataFrame) -> str:
     """A line: what is above chance at the largest ratio, in order, with what `@run` really compressed."""
-    ratio = frame["compression"].max()
-    rows = frame[(frame["reading"] == reading) & (frame["compression"] == ratio)]
-    column = f"top1{tables.ACCOUNTING[reading]}"
-    means = rows.groupby("base")[[column, "compression_released"]].mean().dropna()
-    level = 1.05 * claims.constant_answer("mnist") * tables.factor_of(rows, reading)
-    above = means[means[column] > level].sort_values(column, ascending=False, kind="stable")
-    names = [f"{base} {row[column]:.1f}" + (f" (at {row['compression_released']:.1f})" if reading == "run" else "")
-             for base, row in above.iterrows()]
+    view, ratio = claims.View(frame, reading), frame["compression"].max()
     title = ("As **published**, at the exact compression" if reading == "published"
              else "As the released code **ran** them (in brackets the compression that was reached)")
-    return (f"- {title}: of {len(means)} methods asked for r = {ratio:g}, {len(above)} train to more than chance: "
-            f"{_listed(names)}.")
+    top1 = view.top1("cnn", 10, tables.ORDER, [ratio])
+    k, n = next(iter(view.asked.values()))
+    if k < n:
+        return f"- {title}, r = {ratio:g}: {k} of {n} cells."
+    above = top1[~view.at_chance(top1, "cnn", 10)[ratio]][ratio].sort_values(ascending=False, kind="stable")
+    names = [f"{base} {value:.1f}"
+             + (f" (at {view.compression('cnn', 10, base)[ratio]:.1f})" if reading == "run" else "")
+             for base, value in above.items()]
+    return f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance: {_listed(names)}."
 
 
 def _verdicts(frame: pd.DataFrame) -> list[str]:

@@ -152,7 +152,9 @@ def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
 
     def finished(outcome: execution.Outcome) -> None:
         outcomes.append(outcome)
-        say(f"{outcome.profile}: {outcome.name}: {outcome.status}"
+        executed = sum(each.status != "left out" for each in outcomes)
+        say((f"[{executed}/{len(jobs)}] " if outcome.status != "left out" else "")
+            + f"{outcome.profile}: {outcome.name}: {outcome.status}"
             + (f" in {outcome.seconds:.0f} s" if outcome.seconds else "")
             + (f": {outcome.problem}" if outcome.problem else ""))
         if outcome.status == "executed":

@@ -107,11 +107,6 @@ def bases() -> list[str]:
     return list(dict.fromkeys([*ORDER, *(method.base for method in methods.METHODS.values())]))
 
 
-def classes(dataset: str) -> int:
-    """How many classes a data set of the thesis, or its stand-in, has."""
-    return 100 if dataset.endswith("100") else 10
-
-
 def label(name: str) -> str:
     """A data set's or model's name as the thesis prints it; a stand-in says what it stands in for."""
     for real, stand_in in STAND_INS.items():
@@ -415,7 +410,7 @@ def provenance(frame: pd.DataFrame, store: Path | str) -> Table:
         "SHA-256 of the store": hashlib.sha256(content).hexdigest(),
         "cells": f"{int(frame['done'].sum())} of {len(frame)}",
         "precision": ", ".join(sorted(frame["precision"].dropna().unique())) or DASH,
-        "commit": _commit() or "not a git checkout",
+        "commit": git("rev-parse", "HEAD") or "not a git checkout",
         "Python": platform.python_version(),
         **{package: importlib.metadata.version(package)
            for package in ("torch", "numpy", "pandas", "scipy", "matplotlib")},
@@ -423,9 +418,11 @@ def provenance(frame: pd.DataFrame, store: Path | str) -> Table:
     return Table("Provenance", pd.DataFrame(lines.items(), columns=["what", "value"]))
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git(*command: str) -> str | None:
+    """What git answers about the project, or None where there is no git or no repository."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(Path(__file__).parent), *command],
+                              capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -29,7 +29,8 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
 
     data: on the model's device, uint8. generator: a CPU generator; it alone decides on the order of the images, their
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
-    Raises `UserError` for masks that do not fit and for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
+    Raises `UserError` for masks that do not fit and for a batch that BatchNorm cannot take. The last, smaller batch of
+    an epoch is trained on like the others.
     """
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)

@@ -103,7 +103,7 @@ def test_an_impossible_cell_is_refused(change):
 
 
 @pytest.mark.parametrize("change", [
-    {"compression": 17}, {"width": 0}, {"train_images": 0}, {"train_images": 10**6}, {"dataset": "shapes10"},
+    {"compression": 17}, {"compression": math.inf}, {"width": 0}, {"train_images": 0}, {"train_images": 10**6}, {"dataset": "shapes10"},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "train_images": 129, "compression": 2},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "score_images": 1, "method": "SNIP", "compression": 2},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "score_images": 129, "method": "OBD", "compression": 2}])
@@ -196,7 +196,8 @@ def test_records_do_not_depend_on_the_order_of_cells():
     """A score is kept from cell to cell: it must be the cell's own, whatever the cell before was."""
     base = replace(CELL, method="GlobalGrad@run", compression=2, epochs=0)
     others = [{"compression": 8}, {"seed": 2}, {"width": 0.15}, {"score_images": 64}, {"train_images": 200},
-              {"dataset": "shapes10", "model": "vgg16", "width": 0.05}, {"dataset": "shapes10", "model": "resnet20", "width": 0.1},
+              {"dataset": "shapes10", "model": "vgg16", "width": 0.05}, 
+              {"dataset": "shapes10", "model": "resnet20", "width": 0.1, "method": "GlobalMag@run"},
               {"epochs": 1}, *({"method": method} for method in ("Random", "Random@run", "GraSP@run", "SNIP"))]
     cells, fresh = [base, *(replace(base, **change) for change in others)], {}
     for cell in cells:

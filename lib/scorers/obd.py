@@ -131,7 +131,7 @@ def _sum_of_squares(layer: nn.Module, inputs: Tensor, signal: Tensor) -> Tensor:
         return signal.square().sum(0).T @ inputs.square()
     patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     signal = signal.flatten(3)
-    columns, images, channels, positions = signal.shape
+    columns, _, channels, positions = signal.shape
     if positions + 1 < 2 * columns:
         squares = _by_pairs(signal, patches)
     else:
