@@ -24,7 +24,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Official codes prune the classifier too; the thesis does not, so no method does here.
     """
-    return {name: weight for name, weight in weights(model).items() if name != classifier(model)}
+    last = classifier(model)
+    return {name: weight for name, weight in weights(model).items() if name != last}
 
 
 def kept_count(model: nn.Module, compression: float) -> int:

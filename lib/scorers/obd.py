@@ -95,12 +95,12 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     finally:
         for handle in handles:
             handle.remove()
-    outputs = [output for _, output in seen.values()]
+    outputs, modules = [output for _, output in seen.values()], layers(model)
     # Column by column: one batched backward pass (`is_grads_batched`) would loop over the columns too, and copy.
     signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
                     for column in _columns(logits.detach().softmax(1))))
     return {
-        f"{name}.weight": _sum_of_squares(layers(model)[name], inputs, torch.stack(signal))
+        f"{name}.weight": _sum_of_squares(modules[name], inputs, torch.stack(signal))
         for (name, (inputs, _)), signal in zip(seen.items(), signals)
     }
 
