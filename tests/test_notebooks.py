@@ -91,6 +91,13 @@ def test_every_scorer_of_its_methods_is_called(name):
     assert module <= called
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_nothing_is_drawn_from_a_generator_without_a_seed(name):
+    draws = re.compile(r"torch\.(rand|bernoulli|normal|multinomial)|np\.random|import random|\.(uniform|normal)_\(")
+    for cell in code(name):
+        assert not draws.search(cell.source) or "manual_seed" in cell.source
+
+
 # ---- execution
 
 @pytest.fixture(scope="module")
