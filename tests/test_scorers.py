@@ -148,11 +148,26 @@ def test_obd_does_not_depend_on_its_chunks(monkeypatch):
     assert all(torch.allclose(whole[key], part, rtol=1e-10) for key, part in diagonal(net, images).items())
 
 
+def test_obd_does_not_depend_on_the_number_of_threads(monkeypatch):
+    net, before = make("residual"), torch.get_num_threads()
+    images = batch(net, 9)[0]
+    monkeypatch.setattr(obd, "IMAGES", 2)
+    try:
+        torch.set_num_threads(1)
+        one = diagonal(net, images)
+        torch.set_num_threads(3)
+        three = diagonal(net, images)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one[key], three[key]) for key in one)
+
+
 def test_both_ways_to_square_a_convolution_agree():
-    signal, patches = torch.randn(5, 3, 2, 16, dtype=torch.float64), torch.randn(3, 9, 16, dtype=torch.float64)
-    square = torch.einsum("cnop,nkp->cnok", signal, patches).square().sum((0, 1))
+    signal, patches = torch.randn(3, 5, 2, 16, dtype=torch.float64), torch.randn(3, 9, 16, dtype=torch.float64)
+    square = torch.einsum("ncop,nkp->ncok", signal, patches).square().sum((0, 1))
     assert torch.allclose(obd._by_pairs(signal, patches), square)
-    by_image = obd._by_image(signal.transpose(0, 1).flatten(1, 2), patches)
+    by_image = obd._by_image(signal.flatten(1, 2), patches)
     assert torch.allclose(by_image.view(5, 2, 9).sum(0), square)
 
 

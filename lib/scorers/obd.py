@@ -1,6 +1,9 @@
 """Optimal Brain Damage: the exact diagonal of the loss's Hessian, from first derivatives alone."""
 
+import copy
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +12,9 @@ from torch.nn.functional import unfold
 from lib import UserError
 from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weights
 
-# Images per chunk: few, so that what a layer's squares are made of stays in the cache. And images times classes, which
-# bounds the memory that the classes' backward signals take.
-IMAGES, CHUNK = 32, 1280
+# Images per chunk: few, so that what a layer's squares are made of stays near the cache. Images times classes, which
+# bounds the memory that the classes' backward signals take; and how many chunks may take it at a time.
+IMAGES, CHUNK, AT_ONCE = 64, 1280, 4
 
 
 @scorer()
@@ -60,11 +63,22 @@ def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
     square: grouped, padded other than with zeros, fed with more than two axes (linear), or called more than once.
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
-    classes = _check(model)
-    for chunk in inputs.split(max(1, min(IMAGES, CHUNK // classes))):
-        for name, squares in _squared_gradients(model, chunk).items():
-            sums[name] += squares
+    chunks = inputs.split(max(1, min(IMAGES, CHUNK // _check(model))))
+    for squares in _each(lambda chunk: _squared_gradients(copy.deepcopy(model), chunk), chunks):
+        for name, total in sums.items():
+            total += squares[name]
     return {name: total / len(inputs) for name, total in sums.items()}
+
+
+def _each(compute: Callable, chunks: Iterable[Tensor]) -> Iterator[Scores]:
+    """What `compute` makes of each chunk, in order, with PyTorch's threads at a chunk each: the products are too small
+    to be shared out among them. So the result does not depend on their number either."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(threads, AT_ONCE), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(compute, chunks)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(model: nn.Module) -> int:
@@ -100,7 +114,7 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
                     for column in _columns(logits.detach().softmax(1))))
     return {
-        f"{name}.weight": _sum_of_squares(modules[name], inputs, torch.stack(signal))
+        f"{name}.weight": _sum_of_squares(modules[name], inputs, torch.stack(signal, dim=1))
         for (name, (inputs, _)), signal in zip(seen.items(), signals)
     }
 
@@ -121,21 +135,21 @@ def _columns(p: Tensor) -> Tensor:
 
 
 def _sum_of_squares(layer: nn.Module, inputs: Tensor, signal: Tensor) -> Tensor:
-    """sum over columns c and images n of (signal[c, n] x inputs[n])^2, in the weight's shape.
+    """sum over images n and columns c of (signal[n, c] x inputs[n])^2, in the weight's shape.
 
     A linear layer's gradient is an outer product, so its square factorises. A convolution's is a sum over positions
     first, then a square: either that product itself, or, where positions are fewer than twice the columns, the
     square written out over pairs of positions, in which the columns are summed before the large product.
     """
     if isinstance(layer, nn.Linear):
-        return signal.square().sum(0).T @ inputs.square()
+        return signal.square().sum(1).T @ inputs.square()
     patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     signal = signal.flatten(3)
-    columns, _, channels, positions = signal.shape
+    _, columns, channels, positions = signal.shape
     if positions + 1 < 2 * columns:
         squares = _by_pairs(signal, patches)
     else:
-        squares = _by_image(signal.transpose(0, 1).flatten(1, 2), patches).view(columns, channels, -1).sum(0)
+        squares = _by_image(signal.flatten(1, 2), patches).view(columns, channels, -1).sum(0)
     return squares.view(layer.weight.shape)
 
 
@@ -153,7 +167,7 @@ def _by_pairs(signal: Tensor, patches: Tensor) -> Tensor:
     """(sum_p s_p x_p)^2 = sum_p s_p^2 x_p^2 + 2 sum_{p<q} s_p s_q x_p x_q, one p at a time."""
     total = 0
     for p in range(signal.shape[3]):
-        pairs = torch.einsum("cno,cnoq->noq", signal[..., p], signal[..., p:])
+        pairs = torch.einsum("nco,ncoq->noq", signal[..., p], signal[..., p:])
         pairs[..., 1:] *= 2
         total = total + torch.einsum("noq,nkq->ok", pairs, patches[..., p:p + 1] * patches[..., p:])
     return total
