@@ -58,3 +58,9 @@ def masks_keeping(model: nn.Module, method: Method, scores: Scores | None, kept:
     if method.rounds > 1:
         return pruning.masks(model, method, None, None, compression)
     return pruning.select(model, method, scores, compression, None)
+
+
+def whole(model: nn.Module, masks: Masks) -> dict[str, bool]:
+    """Whether a path of kept weights leads from input to logits, and whether no layer is empty."""
+    path = any(bool(mask.any()) for mask in pruning.on_path(model, masks).values())
+    return {"path": path, "layers": all(bool(mask.any()) for mask in masks.values())}

@@ -70,6 +70,14 @@ class Cell:
         method = methods.get(self.method)
         return (method.base if method.mode == "calibrated" else self.method, *self.score_key[1:])
 
+    @property
+    def task(self) -> object:
+        """Neighbours of one task are sent to a worker together: a trained cell is alone, masks share their score."""
+        return self if self.epochs else (self.work_key, self.batch_size)
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.model} {self.method} r={self.compression:g} seed {self.seed}"
+
 
 def _number(name: str, value: object, kind: type) -> int | float:
     """The value as an int or a float; raises `UserError` for what is neither, and for what is cut to become one."""
@@ -104,6 +112,14 @@ class Record:
         values = json.loads(line)
         return cls(**{**values, "cell": Cell(**values["cell"])})
 
+    def summary(self) -> str:
+        """What came of the cell, in a few words."""
+        collapsed = ", collapsed" if self.report["collapsed"] else ""
+        compression = f"compression {self.report['compression']:.4g}{collapsed}"
+        if not self.history:
+            return compression
+        return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}"
+
 
 def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record:
     """Computes a cell: initial weights, mask, audit, training. The same cell gives the same record, bit for bit, on
@@ -112,7 +128,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record
     Raises `UserError` for a data set that is not there or a compression out of reach.
     """
     began = time.perf_counter()
-    images = _data(cell, data_root)
+    images = images_of(cell, data_root)
     model = network(cell, images)
     masks = masks_of(cell, model, images)
     scored = time.perf_counter()
@@ -127,7 +143,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record
     return Record(
         key=cell.key, version=VERSION, cell=cell, report=report, history=list(history),
         test_images=len(images.test_labels),
-        run=_circumstances(device) | {
+        run=circumstances(device) | {
             "diverged": history.diverged,
             "score_seconds": round(scored - began, 3),
             "seconds": round(time.perf_counter() - began, 3),
@@ -179,26 +195,28 @@ def scoring_batch(cell: Cell, images: data.Data) -> tuple[Tensor, Tensor]:
     return trainer.batch(images, index, generator(cell, "augmentation") if method.reading == "run" else None)
 
 
-def masks_of(cell: Cell, model: nn.Module, images: data.Data) -> pruning.Masks:
-    """The cell's masks. A one-shot score is kept for the next cell, which often asks for another compression of it."""
+def masks_of(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> pruning.Masks:
+    """The cell's masks. batch_of: a cell whose scoring batch, another seed's, is used in place of the cell's own."""
     method = methods.get(cell.method)
     pruning.kept_count(model, cell.compression)
     if method.rounds > 1:
         return pruning.masks(model, method, None, None, cell.compression)
-    scores = _scores(cell, model, images)
-    return pruning.select(model, method, scores, cell.compression, generator(cell, "random mask"))
+    found = scores(cell, model, images, batch_of)
+    return pruning.select(model, method, found, cell.compression, generator(cell, "random mask"))
 
 
 _kept_scores: dict[tuple, dict[str, Tensor]] = {}
 
 
-def _scores(cell: Cell, model: nn.Module, images: data.Data) -> dict[str, Tensor]:
-    if cell.score_key not in _kept_scores:
+def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> dict[str, Tensor]:
+    """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them."""
+    key = cell.score_key, (batch_of or cell).score_key
+    if key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
-        inputs, targets = scoring_batch(cell, images)
+        inputs, targets = scoring_batch(batch_of or cell, images)
         method = methods.get(cell.method)
-        _kept_scores[cell.score_key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
-    return _kept_scores[cell.score_key]
+        _kept_scores[key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
+    return _kept_scores[key]
 
 
 def digest(masks: pruning.Masks) -> str:
@@ -213,11 +231,13 @@ def _subset(dataset: str, train_images: int | None, root: str | None) -> data.Da
     return loaded if train_images is None else loaded.first(train_images)
 
 
-def _data(cell: Cell, root: str | None) -> data.Data:
+def images_of(cell: Cell, root: str | None = None) -> data.Data:
+    """The cell's data set, or the part of it that it trains on and is tested with; the last two stay in memory."""
     return _subset(cell.dataset, cell.train_images, root)
 
 
-def _circumstances(device: str) -> dict:
+def circumstances(device: str) -> dict:
+    """Where and with what something was computed, for `Record.run`."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "precision": "float32",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib import UserError, data, experiment, figures, methods, profile, pruning, sweep, tables
+from lib import UserError, audit, data, experiment, figures, methods, profile, pruning, sweep, tables
 from lib.experiment import Cell
 from lib.profile import NOTEBOOKS, SCORE_IMAGES, Profile
 from lib.pruning import Masks
@@ -221,13 +221,14 @@ class Example:
         first: kept by both / kept by either (Jaccard). Beside it what two random sets of the same sizes would share.
         Of sets that differ in size it cannot reach 100 %."""
         (first, reference), *others = kept.items()
-        rows = []
+        weights, rows = sum(weight.numel() for weight in pruning.prunable(self.network()).values()), []
         for ratio, masks in reference.items():
             row = {"network": self.name, "r": ratio, f"{first} keeps": count(masks)}
             for name, other in others:
+                packed = audit.pack(masks), audit.pack(other[ratio])
                 row |= {f"{name} keeps": count(other[ratio]),
-                        f"{name}: in common": f"{percent(jaccard(masks, other[ratio]))} "
-                                              f"(by chance {percent(by_chance(masks, other[ratio]))})"}
+                        f"{name}: in common": f"{percent(audit.jaccard(*packed))} "
+                                              f"(by chance {percent(audit.by_chance(*packed, weights))})"}
             rows.append(row)
         return rows
 
@@ -275,18 +276,6 @@ def by_sign(score: Tensor) -> dict[str, Tensor]:
 def count(masks: Masks) -> int:
     """How many weights are kept."""
     return sum(int(mask.sum()) for mask in masks.values())
-
-
-def jaccard(first: Masks, second: Masks) -> float:
-    """Weights kept by both, over weights kept by either."""
-    both = sum(int((first[name] & second[name]).sum()) for name in first)
-    return both / max(1, count(first) + count(second) - both)
-
-
-def by_chance(first: Masks, second: Masks) -> float:
-    """The Jaccard index that two random sets of the same sizes are expected to have, to first order."""
-    both = count(first) * count(second) / sum(mask.numel() for mask in first.values())
-    return both / max(1, count(first) + count(second) - both)
 
 
 def share(scores: Scores, condition) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from lib import UserError, data, methods, models, pruning
 from lib.experiment import Cell
@@ -21,9 +21,9 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "04_snip_grasp": ("SNIP", "GraSP"),
     "05_synflow": ("SynFlow",),
 }
-# Draws whatever the store holds, of every method; computes nothing.
-RESULTS = "06_results"
-NOTEBOOKS[RESULTS] = sum(NOTEBOOKS.values(), ())
+# These draw whatever the stores hold, of every method; they compute nothing.
+RESULTS, AUDIT = DRAWN = "06_results", "07_audit"
+NOTEBOOKS |= dict.fromkeys(DRAWN, sum(NOTEBOOKS.values(), ()))
 
 # Training images of the sets that are not read just to be counted.
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
@@ -46,6 +46,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
     width: float = Field(gt=0)                           # channel multiplier; 1 is the real network
     train_images: int | None = Field(gt=0)               # the first so many training images; null: all
     obd_images: Images | dict[str, Images]               # images for OBD's curvature, or one number per data set; null: all
+    audit: list[str]                                     # pairs whose masks 07_audit takes apart, at the first seed
 
     @field_validator("pairs")
     @classmethod
@@ -58,6 +59,14 @@ class Profile(BaseModel, extra="forbid", frozen=True):
             if epochs < 0:
                 raise UserError(f"{pair!r} cannot train for {epochs} epochs: write 0 (masks only) or more")
         return pairs
+
+    @field_validator("audit")
+    @classmethod
+    def _audited(cls, audit: list[str], given: ValidationInfo) -> list[str]:
+        for pair in audit:
+            if pair not in given.data.get("pairs", audit):
+                raise UserError(f"{pair!r} is not among the pairs of this profile")
+        return audit
 
     @field_validator("compressions", "further_compressions")
     @classmethod
@@ -106,17 +115,18 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
     def _cell(self, pair: str, method: str, ratio: float, seed: int, rate: float) -> Cell:
         dataset, model = pair.split("/")
-        images = SCORE_IMAGES
         if ratio == 1:
             method = methods.dense(method)
-        elif methods.get(method).base == "OBD":
-            images = self.obd_images_of(dataset) or self._training_images(dataset)
         return Cell(dataset, model, method, float(ratio), seed, self.pairs[pair], float(rate), width=float(self.width),
-                    score_images=images, train_images=self.train_images)
+                    score_images=self.images_of(methods.get(method).base, dataset), train_images=self.train_images)
 
     def obd_images_of(self, dataset: str) -> int | None:
         """How many images OBD's curvature takes on this data set; None: the whole training set."""
         return self.obd_images.get(dataset) if isinstance(self.obd_images, dict) else self.obd_images
+
+    def images_of(self, base: str, dataset: str) -> int:
+        """How many images the method's score sees."""
+        return (self.obd_images_of(dataset) or self._training_images(dataset)) if base == "OBD" else SCORE_IMAGES
 
     def _training_images(self, dataset: str) -> int:
         return self.train_images or TRAINING_IMAGES.get(dataset) or len(data.load(dataset).train_labels)

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from lib import UserError, data, experiment, profile, pruning, sweep
+from lib import UserError, audit, data, experiment, profile, pruning, sweep
 from lib.experiment import Cell
-from lib.profile import NOTEBOOKS, RESULTS, ROOT, Profile
+from lib.profile import AUDIT, DRAWN, NOTEBOOKS, RESULTS, ROOT, Profile
 from lib.store import Store
 
 # Workers import this module too: execution, manifest, pages and tables, slow to import, are imported only where they serve.
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "2 a mistake in what was asked for; 130 stopped by Ctrl-C."))
     result.add_argument("profile", nargs="?", metavar="PROFILE", help=(
         f"a profile ({known}), a YAML file with the same keys, or `test`, which runs the tests. Without it: every "
-        f"notebook in the quick profile, then {RESULTS} from every other store that is there"))
+        f"notebook in the quick profile, then {' and '.join(DRAWN)} from every other store that is there"))
     add = result.add_argument
     add("--data", metavar="DIR", help="folder with mnist.npz, cifar10.npz, cifar100.npz; else $FORESIGHT_DATA, the "
                                       "user's cache folder, and last a download through torchvision")
@@ -109,10 +110,13 @@ def run(chosen: Profile, options: argparse.Namespace) -> int:
     """One profile; and where no profile is named, the results of every other store that is there."""
     from lib import execution
 
-    began, names = time.monotonic(), execution.select(options.only)
+    began, names = time.monotonic(), drawable(chosen, execution.select(options.only))
+    if not names:
+        raise UserError(f"The profile {chosen.profile!r} audits no pairs (its key `audit`), so {AUDIT} has nothing to draw.")
     wanted = [(chosen, names)]
-    if options.profile is None and RESULTS in names:
-        wanted += [(other, [RESULTS]) for other in other_stores(chosen.profile)]
+    if options.profile is None:
+        drawn = [(other, drawable(other, [name for name in names if name in DRAWN])) for other in other_stores(chosen.profile)]
+        wanted += [(other, its_names) for other, its_names in drawn if its_names]
     for one, its_names in wanted:
         check(one, its_names)
     problems = fill(chosen, names, options)
@@ -124,6 +128,11 @@ def run(chosen: Profile, options: argparse.Namespace) -> int:
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def drawable(chosen: Profile, names: list[str]) -> list[str]:
+    """These notebooks, without the audit where the profile audits nothing."""
+    return [name for name in names if name != AUDIT or chosen.audit]
 
 
 def other_stores(name: str) -> list[Profile]:
@@ -196,7 +205,7 @@ def check_writable(folder: Path) -> None:
 def needed(chosen: Profile, names: list[str], options: argparse.Namespace | None = None) -> list[Cell]:
     """The profile's cells that the notebooks need, as far as the options ask for them."""
     asked = chosen.cells(options.methods, options.pairs, options.ratios) if options else chosen.cells()
-    if RESULTS in names:
+    if set(DRAWN) & set(names):
         return asked
     wanted = set(chosen.cells([method for name in names for method in NOTEBOOKS[name]]))
     return [cell for cell in asked if cell in wanted]
@@ -212,18 +221,38 @@ def fill(chosen: Profile, names: list[str], options: argparse.Namespace) -> list
     cells, store = needed(chosen, names, options), store_of(chosen)
     missing = sweep.missing(cells, store)
     say(f"{chosen.profile}: {len(cells) - len(missing)} of {len(cells)} cells are in the store.")
+    failures = compute(missing, store, options)
+    if AUDIT in names:
+        questions, answers = asked_studies(chosen, options), audit.store_of(chosen)
+        unanswered = sweep.missing(questions, answers)
+        say(f"{chosen.profile}: {len(questions) - len(unanswered)} of {len(questions)} studies are in the store.")
+        failures += compute(unanswered, answers, options, audit.run)
+    return failures
+
+
+def compute(missing: list, store: Store, options: argparse.Namespace, work: Callable | None = None) -> list[str]:
+    """Computes cells or studies where the options say; returns one line for each that failed."""
     if not missing:
         return []
-    check_cells(missing, options.data)
+    check_cells([each if isinstance(each, Cell) else each.cell("Dense") for each in missing], options.data)
     executor = cluster(options.scheduler) if options.scheduler else None
     return sweep.run(missing, store, executor=executor, workers=options.workers, data_root=options.data,
-                     budget=options.budget, say=say)
+                     budget=options.budget, say=say, work=work)
+
+
+def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[audit.Study]:
+    """The profile's studies, as far as the options ask for them: those of one compression do not exist."""
+    methods = profile.select(options.methods) if options.methods else None
+    return [] if options.ratios else [
+        study for study in audit.studies(chosen)
+        if (not options.pairs or f"{study.dataset}/{study.model}" in options.pairs)
+        and (methods is None or study.method in methods)]
 
 
 def lacking(chosen: Profile, names: list[str]) -> dict[str, str]:
     """The notebooks that are not executed, and why: they would compute what a filter, budget or failure left out."""
     store = store_of(chosen)
-    left = {name: len(sweep.missing(needed(chosen, [name]), store)) for name in names if name != RESULTS}
+    left = {name: len(sweep.missing(needed(chosen, [name]), store)) for name in names if name not in DRAWN}
     return {name: f"{count} of its cells are not in the store; a run without filters and budget computes them"
             for name, count in left.items() if count}
 
@@ -269,6 +298,9 @@ def show_cells(chosen: Profile, options: argparse.Namespace) -> int:
         missing, total = (sum(f"{cell.dataset}/{cell.model}" == pair for cell in group) for group in (left, cells))
         if total:
             say(f"  {pair:20} {missing:5} of {total:4}")
+    if AUDIT in execution.select(options.only) and chosen.audit:
+        studies = asked_studies(chosen, options)
+        say(f"  {'studies':20} {len(sweep.missing(studies, audit.store_of(chosen))):5} of {len(studies):4}")
     return 0
 
 

@@ -25,7 +25,9 @@ ADVICE = "delete that line, or bring the file back from a copy."
 
 
 class Store:
-    """One `results.jsonl`; a missing file is an empty store.
+    """One `results.jsonl`, or another file of JSON lines with keys; a missing file is an empty store.
+
+    kind: what a line holds, by default a `Record`: a class with `key`, `version`, `run`, `to_json` and `from_json`.
 
     Reading drops a torn last line with a warning (a run was killed while it wrote it) and skips records of an
     older version and of methods that are not in the table, with a warning too; they stay in the file. A corrupt
@@ -33,8 +35,8 @@ class Store:
     float32 beats other precisions, then the first counts.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, kind: type = Record):
+        self.path, self.kind = Path(path), kind
         self._file = None
         self._read()
 
@@ -101,9 +103,9 @@ class Store:
         self.records: dict[str, Record] = {}
         self._end = 0
         self._size = self._size_now()
-        for record, line in _scan(self.path):
+        for record, line in _scan(self.path, self.kind):
             self._end += len(line)
-            if isinstance(record, Record):
+            if isinstance(record, self.kind):
                 _keep(self.records, record)
 
 
@@ -137,13 +139,13 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     return len(lines)
 
 
-def _scan(path: Path) -> Iterator[tuple[Record | object, bytes]]:
+def _scan(path: Path, kind: type = Record) -> Iterator[tuple[Record | object, bytes]]:
     """The whole lines of a store, each with its record, OLDER or FOREIGN."""
     older = foreign = 0
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                found = _judge(line, not line.endswith(b"\n") or not file.peek(1), f"{path}, line {number}")
+                found = _judge(line, kind, not line.endswith(b"\n") or not file.peek(1), f"{path}, line {number}")
                 if found is None:
                     break
                 older += found is OLDER
@@ -161,12 +163,12 @@ def _scan(path: Path) -> Iterator[tuple[Record | object, bytes]]:
                       "left aside.", stacklevel=2)
 
 
-def _judge(line: bytes, last: bool, where: str) -> Record | object | None:
+def _judge(line: bytes, kind: type, last: bool, where: str) -> Record | object | None:
     """The record of a line, OLDER or FOREIGN; None for a torn last line, with a warning."""
     try:
         if not line.endswith(b"\n"):
             raise ValueError("it has no end")
-        version, record = _parse(line)
+        version, record = _parse(line, kind)
     except UserError as error:
         raise UserError(f"{where} cannot be used: {error}") from error
     except ValueError as error:
@@ -181,14 +183,14 @@ def _judge(line: bytes, last: bool, where: str) -> Record | object | None:
     return record if version == VERSION else OLDER
 
 
-def _parse(line: bytes) -> tuple[int, Record | object | None]:
+def _parse(line: bytes, kind: type) -> tuple[int, Record | object | None]:
     """The version that wrote a line, and its record, or FOREIGN, where that version is ours.
 
     Raises `UserError` for JSON that is no record, another `ValueError` for what is no JSON.
     """
     text = line.decode()
     try:
-        record = Record.from_json(text)
+        record = kind.from_json(text)
         if record.version == VERSION and isinstance(record.key, str) and isinstance(record.run, dict):
             return VERSION, record
         reason = "it is no record (key, version or run)"

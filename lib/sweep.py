@@ -22,10 +22,11 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 
 def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, workers: int | None = None,
-        data_root: str | None = None, budget: float | None = None,
-        say: Callable[[str], None] = print) -> list[str]:
+        data_root: str | None = None, budget: float | None = None, say: Callable[[str], None] = print,
+        work: Callable | None = None) -> list[str]:
     """Computes the cells that are missing and adds each to the store as it finishes.
 
+    work: (cell, data_root) -> record, `experiment.run` by default; `audit.run` for studies, which go the same way.
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started.
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
@@ -39,7 +40,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
     try:
         with store.writing():  # reads again what another run has written since
-            return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say)
+            return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say, work)
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
                         "No finished cell is lost.") from error
@@ -53,7 +54,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
 
 
 def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, data_root: str | None,
-           budget: float | None, say: Callable[[str], None]) -> list[str]:
+           budget: float | None, say: Callable[[str], None], work: Callable | None) -> list[str]:
     """Keeps `at_once` tasks in flight until none is left or the budget is spent."""
     began, queue, flying, failures, done = time.monotonic(), iter(tasks(todo)), {}, [], 0
 
@@ -61,7 +62,7 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
         spent = time.monotonic() - began
         task = next(queue, None) if budget is None or spent < budget else None
         if task is not None:
-            flying[executor.submit(compute, task, data_root)] = task
+            flying[executor.submit(compute, task, data_root, work)] = task
 
     for _ in range(at_once):
         launch()
@@ -75,11 +76,11 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
                 continue
             for cell, outcome in zip(task, future.result(), strict=True):
                 done += 1
-                if isinstance(outcome, Record):
-                    store.add(outcome)
+                if isinstance(outcome, str):
+                    failures.append(f"{cell}: {outcome}")
                 else:
-                    failures.append(f"{describe(cell)}: {outcome}")
-                say(f"[{done}/{len(todo)}] {describe(cell)}: {summary(outcome)}{_estimate(began, done, len(todo))}")
+                    store.add(outcome)
+                say(f"[{done}/{len(todo)}] {cell}: {summary(outcome)}{_estimate(began, done, len(todo))}")
         if broken:
             raise broken
         for _ in finished:
@@ -89,17 +90,16 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
 
 def tasks(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
     """What is sent to a worker at a time: one cell; of cells that train nothing, neighbours that share a score."""
-    groups = groupby(cells, key=lambda cell: cell if cell.epochs else (cell.work_key, cell.batch_size))
-    return [tuple(group) for _, group in groups]
+    return [tuple(group) for _, group in groupby(cells, key=lambda cell: cell.task)]
 
 
-def compute(cells: tuple[Cell, ...], data_root: str | None) -> list[Record | str]:
+def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable | None = None) -> list[Record | str]:
     """What a worker does, on one thread: each cell's record, or what went wrong with it."""
     torch.set_num_threads(1)
     outcomes = []
     for cell in cells:
         try:
-            outcomes.append(experiment.run(cell, data_root))
+            outcomes.append((work or experiment.run)(cell, data_root))
         except Exception as error:  # one cell's failure must not cost the others
             outcomes.append(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
     return outcomes
@@ -118,20 +118,9 @@ def _stop(executor: Executor) -> None:
         process.terminate()
 
 
-def describe(cell: Cell) -> str:
-    """A cell in a few words."""
-    return f"{cell.dataset}/{cell.model} {cell.method} r={cell.compression:g} seed {cell.seed}"
-
-
-def summary(record: Record | str) -> str:
+def summary(outcome: Record | str) -> str:
     """What came of a cell in a few words."""
-    if isinstance(record, str):
-        return f"FAILED: {record}"
-    collapsed = ", collapsed" if record.report["collapsed"] else ""
-    compression = f"compression {record.report['compression']:.4g}{collapsed}"
-    if not record.history:
-        return compression
-    return f"top-1 {100 * record.history[-1]['top1'] / record.test_images:.2f} %, {compression}"
+    return f"FAILED: {outcome}" if isinstance(outcome, str) else outcome.summary()
 
 
 def _estimate(began: float, done: int, total: int) -> str:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-from lib import execution, experiment, notebook, sweep
+from lib import audit, execution, experiment, notebook, sweep
 from lib.profile import NOTEBOOKS, Profile, load, outputs
 from lib.scorers import SCORERS
 from lib.scorers.common import weights
@@ -18,7 +18,7 @@ from lib.store import Store
 from tests import nets
 
 TINY = dict(profile="tiny", pairs={"digits/cnn": 1}, compressions=[1, 4], further_compressions=[], seeds=[42], learning_rate=1e-3,
-            text_learning_rate=None, width=0.2, train_images=256, obd_images=32)
+            text_learning_rate=None, width=0.2, train_images=256, obd_images=32, audit=[])
 LONE = "05_synflow"   # computes its own cells, and runs in another folder than the others
 
 
@@ -179,8 +179,9 @@ def test_unreachable_ratios_are_left_out_and_said(example, capsys):
 
 def test_overlap_counts_by_hand():
     first, second = {"a": torch.tensor([1, 1, 1, 0]).bool()}, {"a": torch.tensor([0, 1, 1, 1]).bool()}
-    assert notebook.jaccard(first, second) == 2 / 4
-    assert notebook.by_chance(first, second) == pytest.approx((9 / 4) / (6 - 9 / 4))
+    first, second = audit.pack(first), audit.pack(second)
+    assert audit.jaccard(first, second) == 2 / 4
+    assert audit.by_chance(first, second, 6) == pytest.approx((9 / 4) / (6 - 9 / 4))
 
 
 def test_cut_is_the_lowest_score_kept_of_any_layer():

@@ -19,7 +19,7 @@ from lib import UserError, execution, manifest, pages, profile, run, sweep
 from lib.experiment import Cell
 
 FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1], learning_rate=0.001,
-              text_learning_rate=None, width=0.125, train_images=64, obd_images=16)
+              text_learning_rate=None, width=0.125, train_images=64, obd_images=16, audit=[])
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_cells_are_computed_once_and_stand_in_the_manifest(house, capsys):
 def test_failed_cell_is_named_and_its_notebook_left_out(house, capsys, monkeypatch):
     notebook("needs", "1")
     profile.NOTEBOOKS["needs"] = ("Random",)
-    monkeypatch.setattr(sweep, "run", lambda cells, store, **_: [f"{sweep.describe(cells[0])}: no luck"])
+    monkeypatch.setattr(sweep, "run", lambda cells, store, **_: [f"{cells[0]}: no luck"])
     assert start(house) == 1
     said = capsys.readouterr()
     assert "needs: left out" in said.out and "Dense" in said.err and "no luck" in said.err

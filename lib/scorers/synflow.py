@@ -24,15 +24,23 @@ def synflow_run(model: nn.Module, inputs: Tensor | None, targets: Tensor | None)
 
 
 def _flow(model: nn.Module, inputs: Tensor | None, dtype: torch.dtype) -> Scores:
+    total, parameters = flow(model, inputs, dtype)
+    chosen = {name: parameters[name] for name in weights(model)}
+    gradients = torch.autograd.grad(total, list(chosen.values()))
+    return {name: (weight * slope).detach() for (name, weight), slope in zip(chosen.items(), gradients)}
+
+
+def flow(model: nn.Module, inputs: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """R (thesis, eq. 3.7), a scalar of this dtype, and the absolute parameters that it is made of: it can be derived by
+    those of Conv2d and Linear weights."""
+
     def positive(value: Tensor) -> Tensor:
         return value.detach().to(dtype).abs() if value.is_floating_point() else value.clone()
 
     parameters = {name: positive(parameter) for name, parameter in model.named_parameters()}
-    names = list(weights(model))
-    chosen = [parameters[name].requires_grad_() for name in names]
+    for name in weights(model):
+        parameters[name].requires_grad_()
     shape = model.input_shape if inputs is None else inputs.shape[1:]
-    ones = torch.ones(1, *shape, dtype=dtype, device=chosen[0].device)
+    ones = torch.ones(1, *shape, dtype=dtype, device=next(iter(parameters.values())).device)
     with evaluating(model):
-        flow = call(model, ones, parameters, transform=positive).sum()
-    gradients = torch.autograd.grad(flow, chosen)
-    return {name: (weight * slope).detach() for name, weight, slope in zip(names, chosen, gradients)}
+        return call(model, ones, parameters, transform=positive).sum(), parameters

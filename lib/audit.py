@@ -1,0 +1,291 @@
+"""What a mask of a single cell cannot tell: how far a method prunes before collapse, and how much two masks share.
+
+A `Study` asks a question of a network at initialisation; its `Answer` is a line of `outputs/<profile>/audit.jsonl`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import collapse, data, experiment, methods, models, pruning
+from lib.experiment import VERSION, Cell
+from lib.profile import SCORE_IMAGES, Profile, outputs
+from lib.pruning import Masks
+from lib.scorers.synflow import flow, synflow, synflow_run
+from lib.store import Store
+
+# Compressions at which kept sets are compared, as far as a network can be pruned.
+RATIOS = (4, 16, 64)
+# Numbers of images that OBD's kept sets are compared for, as far as the training set goes.
+IMAGES = (128, 512, 2048)
+DEPTHS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+# Methods whose scores have, or as released had, a sign.
+SIGNED = ("GraSP", "GraSP@written", "GraSP@run", "OBD", "OBD@run")
+Rows = list[dict]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question to a network at initialisation; its fields make the key."""
+
+    question: str              # a key of QUESTIONS
+    dataset: str
+    model: str
+    method: str                # "": the question is of all methods, or of none
+    seed: int
+    width: float = 1.0
+    score_images: int = SCORE_IMAGES
+    train_images: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits of a hash of the fields and the version."""
+        text = json.dumps([VERSION, "study", asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def task(self) -> tuple:
+        """Studies of one method on one network are answered by one worker, because they share its score."""
+        return (self.dataset, self.model, self.seed, self.method or self.question)
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (f"{self.dataset}/{self.model}", self.question, self.method, f"seed {self.seed}")))
+
+    def cell(self, method: str | None = None, ratio: float = 1.0, **changed) -> Cell:
+        """The cell whose network, scoring batch and mask are looked at; nothing is trained."""
+        method = self.method if method is None else method
+        images = self.score_images if methods.get(method).base == "OBD" else SCORE_IMAGES
+        fields = {"seed": self.seed, "score_images": images} | changed
+        return Cell(self.dataset, self.model, method, ratio, epochs=0, learning_rate=1e-3, width=self.width,
+                    train_images=self.train_images, **fields)
+
+
+@dataclass
+class Answer:
+    """A line of `audit.jsonl`: the rows of a small table, numbers and names only."""
+
+    key: str
+    version: int
+    study: Study
+    rows: Rows
+    run: dict = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""
+        return json.dumps(vars(self) | {"study": vars(self.study)}, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Answer":
+        """The answer of such a line; raises ValueError, KeyError or TypeError for anything else."""
+        values = json.loads(line)
+        return cls(**{**values, "study": Study(**values["study"])})
+
+    def summary(self) -> str:
+        return f"{len(self.rows)} rows in {self.run['seconds']:.0f} s"
+
+
+def studies(grid: Profile) -> list[Study]:
+    """The studies of a profile: of the pairs that it audits, at its first seed (the depths at all of them)."""
+    return [study for pair in grid.audit for study in _studies(grid, *pair.split("/"))]
+
+
+def _studies(grid: Profile, dataset: str, model: str) -> Iterator[Study]:
+    images = grid.images_of("OBD", dataset)
+
+    def ask(question: str, method: str = "", seed: int = grid.seeds[0]) -> Study:
+        return Study(question, dataset, model, method, seed, grid.width, images, grid.train_images)
+
+    if model.startswith("resnet"):
+        yield from (ask("depth", seed=seed) for seed in grid.seeds)
+    else:
+        yield ask("rounds")
+    for name, method in methods.METHODS.items():
+        if name in SIGNED:
+            yield ask("signed", name)
+        if method.reading == "published":
+            yield ask("critical", name)
+            yield ask("variation", name)
+    yield ask("overlap")
+    yield ask("images", "OBD")
+
+
+def store_of(grid: Profile) -> Store:
+    """The answers of a profile."""
+    return Store(outputs(grid.profile) / "audit.jsonl", Answer)
+
+
+def run(study: Study, data_root: str | None = None) -> Answer:
+    """Answers a study; the same study gives the same rows. Raises `UserError` as `experiment.run` does."""
+    began = time.perf_counter()
+    rows = QUESTIONS[study.question](study, experiment.images_of(study.cell("Dense"), data_root))
+    return Answer(study.key, VERSION, study, rows, experiment.circumstances("cpu")
+                  | {"seconds": round(time.perf_counter() - began, 3)})
+
+
+# ---- Kept sets
+
+def pack(masks: Masks) -> np.ndarray:
+    """The masks as bits, eight to a byte: a thirtieth of what the weights take."""
+    return np.packbits(torch.cat([mask.flatten() for mask in masks.values()]).cpu().numpy())
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Weights kept by both, over weights kept by either, of two packed masks."""
+    either = int(np.bitwise_count(first | second).sum())
+    return int(np.bitwise_count(first & second).sum()) / max(1, either)
+
+
+def by_chance(first: np.ndarray, second: np.ndarray, weights: int) -> float:
+    """The Jaccard index that two random sets of the same sizes are expected to have, to first order."""
+    a, b = (int(np.bitwise_count(packed).sum()) for packed in (first, second))
+    both = a * b / weights
+    return both / max(1, a + b - both)
+
+
+def _kept(cell: Cell, images: data.Data, batch_of: Cell | None = None) -> dict[float, np.ndarray]:
+    """Compression -> the packed mask of a cell, at those of RATIOS that its network can reach.
+
+    batch_of: a cell whose scoring batch is used in place of the cell's own.
+    """
+    model = experiment.network(cell, images)
+    ratios = [ratio for ratio in RATIOS if ratio <= pruning.largest_compression(model)]
+    cells = [dataclasses.replace(cell, compression=ratio) for ratio in ratios]
+    return {each.compression: pack(experiment.masks_of(each, model, images, batch_of)) for each in cells}
+
+
+def _overlap(study: Study, images: data.Data) -> Rows:
+    """All methods in all readings against each other."""
+    kept = {name: _kept(study.cell(name), images) for name in methods.METHODS}
+    names = list(kept)
+    return [{"ratio": ratio, "first": first, "second": second, "jaccard": jaccard(kept[first][ratio], kept[second][ratio])}
+            for ratio in kept[names[0]] for i, first in enumerate(names) for second in names[i + 1:]]
+
+
+def _variation(study: Study, images: data.Data) -> Rows:
+    """The mask of this seed against that of the next seed, and against that of another scoring batch alone."""
+    other = study.cell(seed=study.seed + 1)
+    own = _kept(study.cell(), images)
+    rows = _compare(study, images, "another seed", own, _kept(other, images))
+    if _takes_a_batch(study.method):
+        rows += _compare(study, images, "another batch", own, _kept(study.cell(), images, batch_of=other))
+    return rows
+
+
+def _takes_a_batch(method: str) -> bool:
+    """OBD sees the first images of the training set, so no other batch."""
+    return methods.get(method).score in ("gradient", "activation", "snip", "grasp")
+
+
+def _images(study: Study, images: data.Data) -> Rows:
+    """OBD's mask from fewer images against that from the most."""
+    counts = sorted({count for count in (*IMAGES, study.score_images) if count <= len(images.train_labels)})
+    *fewer, most = [(count, _kept(study.cell(score_images=count), images)) for count in counts]
+    return [{"images": count} | row for count, kept in fewer
+            for row in _compare(study, images, f"{most[0]} images", kept, most[1])]
+
+
+def _compare(study: Study, images: data.Data, what: str, own: dict, other: dict) -> Rows:
+    weights = sum(weight.numel() for weight in pruning.prunable(experiment.network(study.cell(), images)).values())
+    return [{"against": what, "ratio": ratio, "jaccard": jaccard(own[ratio], other[ratio]),
+             "by_chance": by_chance(own[ratio], other[ratio], weights)} for ratio in own]
+
+
+# ---- Collapse
+
+def _critical(study: Study, images: data.Data) -> Rows:
+    """The critical compression, by the path that is left and, which on residual networks is more, by empty layers."""
+    cell, method = study.cell(), methods.get(study.method)
+    model = experiment.network(cell, images)
+    scores = experiment.scores(cell, model, images) if method.rounds == 1 else None
+    sizes = [weight.numel() for weight in pruning.prunable(model).values()]
+    seen: dict[int, dict[str, bool]] = {}
+
+    def whole(kept: int, by: str) -> bool:
+        if kept not in seen:
+            seen[kept] = collapse.whole(model, collapse.masks_keeping(model, method, scores, kept))
+        return seen[kept][by]
+
+    per_octave = collapse.PER_OCTAVE if method.rounds == 1 else 1   # a point costs as much as all of its rounds
+    found = {by: collapse.critical(lambda kept: whole(kept, by), sum(sizes), len(sizes), per_octave)
+             for by in ("path", "layers")}
+    return [{"by": by, "weights": sum(sizes), "layers": len(sizes)} | asdict(each) | {"whole_again": list(each.whole_again)}
+            for by, each in found.items()]
+
+
+def _rounds(study: Study, images: data.Data) -> Rows:
+    """What one round of SynFlow and what a hundred keep in each layer."""
+    model, rows = experiment.network(study.cell("SynFlow"), images), []
+    for ratio in (ratio for ratio in RATIOS if ratio <= pruning.largest_compression(model)):
+        for rounds in (1, 100):
+            method = dataclasses.replace(methods.get("SynFlow"), rounds=rounds)
+            masks = pruning.masks(model, method, None, None, ratio)
+            rows += [{"ratio": ratio, "rounds": rounds, "layer": name, "kept": int(mask.sum()), "size": mask.numel()}
+                     for name, mask in masks.items()]
+    return rows
+
+
+def _depth(study: Study, images: data.Data) -> Rows:
+    """SynFlow's R and largest score over the depth of a residual network; null: not finite."""
+    rows = []
+    for name in DEPTHS:
+        model = models.build(name, len(images.classes), study.width)
+        models.initialise(model, "own", experiment.generator(dataclasses.replace(study.cell("Dense"), model=name), "weights"))
+        for dtype, score in ((torch.float32, synflow_run), (torch.float64, synflow)):
+            largest = max(s.max() for s in score(model, None, None).values())
+            rows.append({"model": name, "precision": str(dtype).removeprefix("torch."),
+                         "flow": _finite(flow(model, None, dtype)[0]), "largest": _finite(largest)})
+    return rows
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
+# ---- Signs
+
+def _signed(study: Study, images: data.Data) -> Rows:
+    """The distribution of a signed score, its zeros, and what two hypotheses make of it at each compression.
+
+    ties: the thesis's (section 4.2.3): a mask that drops what is below the threshold and keeps all that is equal to it.
+    two_sided: the released mask, which drops what lies between the threshold and its negative.
+    """
+    cell = study.cell()
+    model = experiment.network(cell, images)
+    scores = {name: score.double() for name, score in experiment.scores(cell, model, images).items()}
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    total, fixed = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters()) - len(flat)
+    rows = [{"what": "layer", "layer": name, "weights": score.numel(), "zeros": int((score == 0).sum()),
+             "negative": int((score < 0).sum())} for name, score in scores.items()]
+    rows += [{"what": "bar", "sign": sign, "from": low, "to": high, "weights": count}
+             for sign in (1, -1) for low, high, count in _bars(sign * flat)]
+    for ratio in (2.0**k for k in range(1, 7)):
+        if ratio <= pruning.largest_compression(model):
+            cut = float(np.quantile(flat.numpy(), 1 - pruning.released_density(model, ratio)))
+            lowest = float(flat.kthvalue(len(flat) - pruning.kept_count(model, ratio) + 1).values)
+            rows.append({"what": "ratio", "ratio": ratio, "released": cut, "exact": lowest,
+                         "ties": total / (fixed + int((flat >= cut).sum())),
+                         "two_sided": total / (fixed + len(flat) - int(((flat > -cut) & (flat < cut)).sum()))})
+    return rows
+
+
+def _bars(values: Tensor, bars: int = 60, decades: int = 15) -> list[tuple[float, float, int]]:
+    """A histogram of the positive ones, in equal ratios from the largest downwards; the lowest bar takes in the rest."""
+    positive = values[values > 0].numpy()
+    if len(positive) == 0:
+        return []
+    edges = np.geomspace(positive.max() / 10.0**decades, positive.max(), bars + 1)
+    counts, _ = np.histogram(positive.clip(edges[0], edges[-1]), edges)
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist()))
+
+
+QUESTIONS: dict[str, Callable[[Study, data.Data], Rows]] = {
+    "critical": _critical, "overlap": _overlap, "variation": _variation, "images": _images, "rounds": _rounds,
+    "depth": _depth, "signed": _signed,
+}
