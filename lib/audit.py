@@ -3,6 +3,7 @@
 A `Study` asks a question of a network at initialisation; its `Answer` is a line of `outputs/<profile>/audit.jsonl`.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,11 +14,14 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from lib import collapse, data, experiment, methods, models, pruning
+from lib import collapse, data, experiment, methods, models, pruning, trainer
 from lib.experiment import VERSION, Cell
 from lib.profile import SCORE_IMAGES, Profile, outputs
 from lib.pruning import Masks
+from lib.scorers import obd
+from lib.scorers.common import call, leaves
 from lib.scorers.synflow import flow, synflow, synflow_run
 from lib.store import Store
 
@@ -112,6 +116,7 @@ def _studies(grid: Profile, dataset: str, model: str) -> Iterator[Study]:
         if method.reading == "published":
             yield ask("critical", name)
             yield ask("variation", name)
+    yield ask("exactness", "OBD")
     yield ask("overlap")
     yield ask("images", "OBD")
 
@@ -239,13 +244,37 @@ def _depth(study: Study, images: data.Data) -> Rows:
         models.initialise(model, "own", experiment.generator(dataclasses.replace(study.cell("Dense"), model=name), "weights"))
         for dtype, score in ((torch.float32, synflow_run), (torch.float64, synflow)):
             largest = max(s.max() for s in score(model, None, None).values())
-            rows.append({"model": name, "precision": str(dtype).removeprefix("torch."),
+            rows.append({"network": name, "precision": str(dtype).removeprefix("torch."),
                          "flow": _finite(flow(model, None, dtype)[0]), "largest": _finite(largest)})
     return rows
 
 
 def _finite(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
+
+
+# ---- Second derivatives
+
+def _exactness(study: Study, images: data.Data, count: int = 12, seen: int = 16) -> Rows:
+    """OBD's h of a few weights drawn by chance, by first derivatives alone and by double backward, float64; and float32's."""
+    cell = study.cell()
+    model, draw = experiment.network(cell, images).double(), experiment.generator(cell, "exactness")
+    inputs = trainer.batch(images, torch.arange(min(seen, len(images.train_labels))), None)[0].double()
+    pruning.calibrate(model.train(), inputs)
+    model.eval()
+    diagonal, single = obd.diagonal(model, inputs), obd.diagonal(copy.deepcopy(model).float(), inputs.float())
+    parameters = leaves(model)
+    loss = cross_entropy(call(model, inputs, parameters), images.train_labels[:len(inputs)])
+    chosen = {name: parameters[name] for name in pruning.prunable(model)}
+    slopes = dict(zip(chosen, torch.autograd.grad(loss, list(chosen.values()), create_graph=True)))
+    rows = []
+    for _ in range(count):
+        name = list(chosen)[int(torch.randint(len(chosen), (), generator=draw))]
+        index = int(torch.randint(chosen[name].numel(), (), generator=draw))
+        twice, = torch.autograd.grad(slopes[name].flatten()[index], chosen[name], retain_graph=True)
+        rows.append({"layer": name, "index": index, "diagonal": float(diagonal[name].flatten()[index]),
+                     "float32": float(single[name].flatten()[index]), "double_backward": float(twice.flatten()[index])})
+    return rows
 
 
 # ---- Signs
@@ -287,5 +316,5 @@ def _bars(values: Tensor, bars: int = 60, decades: int = 15) -> list[tuple[float
 
 QUESTIONS: dict[str, Callable[[Study, data.Data], Rows]] = {
     "critical": _critical, "overlap": _overlap, "variation": _variation, "images": _images, "rounds": _rounds,
-    "depth": _depth, "signed": _signed,
+    "depth": _depth, "exactness": _exactness, "signed": _signed,
 }

@@ -49,7 +49,7 @@ def style():
     })
 
 
-def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draws in the house style and closes the figure: a notebook then shows it once, as its cell's value."""
     @functools.wraps(draw)
     def drawn(*arguments, **options) -> Figure:
@@ -80,7 +80,7 @@ def save(figure: Figure, stem: Path | str) -> Image:
 
 # ---- Figures 4.1-4.13 --------------------------------------------------------------------------------------
 
-@_drawing
+@drawing
 def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str = "top1",
                     readings: Iterable[str] = ("run", "published"),
                     bases: Iterable[str] | None = None) -> Figure:
@@ -113,7 +113,7 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     return figure
 
 
-@_drawing
+@drawing
 def compression_error(frame: pd.DataFrame, dataset: str, model: str,
                       bases: Iterable[str] | None = None) -> Figure:
     """(r_e − r) / r (%), Figures 4.5, 4.10, 4.13. `@run` counts values, as released; published, masks."""
@@ -208,7 +208,7 @@ def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, 
 
 # ---- Pictures of scores and masks --------------------------------------------------------------------------
 
-@_drawing
+@drawing
 def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable[float]] | None = None,
                        title: str = "") -> Figure:
     """Histograms of scores, one panel per entry of `scores` (a layer's, a reading's; any shape).
@@ -257,7 +257,7 @@ def _histogram(axis: plt.Axes, values: np.ndarray, bins: int = 60) -> tuple[np.n
     return counts, edges
 
 
-@_drawing
+@drawing
 def layer_density(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
     """Share of weights kept in each layer, one line per ratio; an empty layer is a cross at the bottom.
 
@@ -297,7 +297,7 @@ def _layer_ticks(axis: plt.Axes, layers: list[str]) -> None:
         axis.set_xlabel("layer, in definition order")
 
 
-@_drawing
+@drawing
 def first_layer(masks: dict[float, dict[str, Tensor]], title: str = "") -> Figure:
     """Kept weights of the first convolution, one panel per compression ratio, one tile per filter.
 

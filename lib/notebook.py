@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib import UserError, audit, data, experiment, figures, methods, profile, pruning, sweep, tables
-from lib.experiment import Cell
+from lib.experiment import Cell, Record
 from lib.profile import NOTEBOOKS, SCORE_IMAGES, Profile
 from lib.pruning import Masks
 from lib.scorers.common import Scores, call, leaves, weights
@@ -52,6 +52,18 @@ class Chapter:
         """The profile's cells of this notebook's methods, in all their readings, with their unpruned networks."""
         return self.grid.cells(list(self.bases))
 
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records that the store has of these cells."""
+        return [self.store.get(cell) for cell in self.cells if cell in self.store]
+
+    @cached_property
+    def answers(self) -> list[audit.Answer]:
+        """The answers that there are to the profile's studies; it says how many are missing."""
+        asked, store = audit.studies(self.grid), audit.store_of(self.grid)
+        print(f"{len(asked) - len(sweep.missing(asked, store))} of {len(asked)} studies are in the store.")
+        return [store.get(study) for study in asked if study in store]
+
     def results(self) -> pd.DataFrame:
         """Computes the cells that the store lacks, one line each, then hands back the frame of all of them.
 
@@ -84,8 +96,11 @@ class Chapter:
 
     def table(self, caption: str, rows: Iterable[dict] | pd.DataFrame, stem: str) -> tables.Table:
         """Saves rows as CSV, Markdown and LaTeX, and hands the table back to be shown."""
-        body = pd.DataFrame(rows).map(_text).astype(str)
-        return tables.save(tables.Table(caption, body), self._stem("tables", stem))
+        return self.keep(tables.Table(caption, pd.DataFrame(rows).map(_text).astype(str)), stem)
+
+    def keep(self, table: tables.Table, stem: str) -> tables.Table:
+        """Saves a table as CSV, Markdown and LaTeX, and hands it back to be shown."""
+        return tables.save(table, self._stem("tables", stem))
 
     def _stem(self, kind: str, stem: str) -> Path:
         return self.folder / kind / f"{self.name[:2]}-{stem}"

@@ -1,0 +1,443 @@
+"""The atlas of collapse: what masks do to networks before any training, in tables and figures of records and answers."""
+
+import functools
+from collections.abc import Callable, Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib import methods, models, tables
+from lib.audit import Answer
+from lib.experiment import Record
+from lib.figures import LOOKS, PAGE, drawing
+from lib.tables import DASH, LABELS, Table, label, thesis
+
+HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}
+RELEASED, EXACT = "#CC6677", "#332288"
+
+
+# ---- Frames
+
+def masks(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per mask: where it is of, how often its seed's network is left without a path, how much stays on paths."""
+    rows = [{"dataset": record.cell.dataset, "model": record.cell.model, "method": record.cell.method,
+             "reading": methods.get(record.cell.method).reading, "base": methods.get(record.cell.method).base,
+             "ratio": record.cell.compression, "seed": record.cell.seed, "images": record.cell.score_images,
+             "collapsed": record.report["collapsed"], "empty": len(record.report["empty_layers"]),
+             "effective": record.report["effective_compression"], "reached": record.report["compression"],
+             "released": record.report["compression_released"], "kept": record.report["kept"], "sizes": record.report["sizes"]}
+            for record in records if record.cell.compression > 1]
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["dataset", "model", "method", "reading", "base", "ratio",
+                                                                "seed", "collapsed", "empty", "effective", "reached"])
+
+
+def answers(found: Iterable[Answer], question: str) -> pd.DataFrame:
+    """The rows of all answers to a question, each with its network, method and seed."""
+    return pd.DataFrame([{"dataset": answer.study.dataset, "model": answer.study.model, "method": answer.study.method,
+                          "seed": answer.study.seed} | row
+                         for answer in found if answer.study.question == question for row in answer.rows] or None)
+
+
+def pairs(found: pd.DataFrame) -> list[str]:
+    """The pairs "dataset/model" that a frame has rows of, in order."""
+    return list((found["dataset"] + "/" + found["model"]).unique()) if len(found) else []
+
+
+def _tabled(make: Callable[..., Table]) -> Callable[..., Table]:
+    """A table of what is not in the store yet says so."""
+    @functools.wraps(make)
+    def made(found, *rest) -> Table:
+        found = found if isinstance(found, pd.DataFrame) else list(found)
+        return make(found, *rest) if len(found) else Table(f"{make.__doc__.splitlines()[0]} Nothing in the store yet.",
+                                                           pd.DataFrame())
+    return made
+
+
+def of(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """The rows of one pair "dataset/model"."""
+    dataset, model = pair.split("/")
+    return frame[(frame["dataset"] == dataset) & (frame["model"] == model)] if len(frame) else frame
+
+
+def _title(pair: str) -> str:
+    dataset, model = pair.split("/")
+    return f"{label(model)} on {label(dataset)}"
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Methods in the order of the thesis's tables, published before `@written` before `@run`."""
+    readings = ("published", "written", "run")
+    return sorted(set(names), key=lambda name: (readings.index(methods.get(name).reading),
+                                                tables.bases().index(methods.get(name).base)))
+
+
+# ---- Collapse
+
+@drawing
+def density_map(frame: pd.DataFrame, pair: str, ratio: float) -> Figure:
+    """Density of each layer under each method at one compression, the first seed's; × is an empty layer.
+
+    Beside it the compression that counts only weights on a path, or that there is no path.
+    """
+    rows = of(frame, pair)
+    rows = rows[(rows["ratio"] == ratio) & (rows["seed"] == rows["seed"].min())].set_index("method")
+    names = _ordered(rows.index)
+    layers = list(rows.iloc[0]["sizes"])
+    kept = np.array([[rows.loc[name, "kept"][layer] for layer in layers] for name in names], dtype=float)
+    density = kept / np.array([rows.iloc[0]["sizes"][layer] for layer in layers], dtype=float)
+    figure, axis = plt.subplots(figsize=(PAGE, 0.9 + 0.145 * len(names)))
+    axis.grid(False)
+    axis.set_facecolor("#f4f4f4")
+    norm = LogNorm(max(1e-4, density[density > 0].min()), 1)
+    image = axis.imshow(np.where(density > 0, density, np.nan), cmap="viridis", norm=norm, aspect="auto",
+                        interpolation="nearest")
+    empty = np.argwhere(density == 0)
+    axis.plot(empty[:, 1], empty[:, 0], "x", color="#CC3311", markersize=5 if len(layers) < 20 else 2.5, markeredgewidth=0.9)
+    axis.set_yticks(range(len(names)), names, fontsize=6.5)
+    if len(layers) <= 16:
+        axis.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers], rotation=40, ha="right",
+                        rotation_mode="anchor")
+    else:
+        axis.set_xlabel("layer, in definition order")
+    for position, name in enumerate(names):
+        told = "no path" if rows.loc[name, "collapsed"] else f"{rows.loc[name, 'effective']:.1f}"
+        axis.annotate(told, (1.01, position), xycoords=("axes fraction", "data"), va="center", fontsize=6.5,
+                      color="#CC3311" if rows.loc[name, "collapsed"] else "black")
+    axis.annotate("effective r", (1.01, -1), xycoords=("axes fraction", "data"), va="center", fontsize=6.5,
+                  annotation_clip=False)
+    figure.colorbar(image, ax=axis, label="density", shrink=0.6, pad=0.1)
+    axis.set_title(f"{_title(pair)}: density at r = {ratio:g} (× = empty layer)", pad=12)
+    figure.data = pd.DataFrame(density, names, layers).rename_axis("method").reset_index()
+    return figure
+
+
+@_tabled
+def collapse_table(frame: pd.DataFrame, pair: str) -> Table:
+    """Per method and compression: in how many seeds no path or an empty layer is left, else what is on a path."""
+    rows = of(frame, pair)
+    ratios = sorted(rows["ratio"].unique())
+    lines = [{"method": name} | {f"r = {ratio:g}": _fate(rows[(rows["method"] == name) & (rows["ratio"] == ratio)])
+                                 for ratio in ratios} for name in _ordered(rows["method"])]
+    seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
+    return Table(f"{_title(pair)}: the masks of seeds {seeds}. A number is the effective compression, N over the parameters "
+                 "that lie on a path, the mean over the seeds; “empty” says in how many seeds a layer is, “no path” in how many "
+                 "nothing passes. A dash: not in the store, or out of reach.", pd.DataFrame(lines))
+
+
+def _fate(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return DASH
+    count, closed, empty = len(rows), int(rows["collapsed"].sum()), int((rows["empty"] > 0).sum())
+    open_ones = rows[~rows["collapsed"].astype(bool)]["effective"]
+    return "; ".join(filter(None, (f"{open_ones.mean():.2f}" if len(open_ones) else "",
+                                   f"empty {empty}/{count}" if empty and empty > closed else "",
+                                   f"no path {closed}/{count}" if closed else "")))
+
+
+@_tabled
+def critical_table(found: pd.DataFrame) -> Table:
+    """How far each method prunes without collapse: rho_cr by path and by layers, of rho_max = n / L."""
+    lines = []
+    for (dataset, model, method), rows in found.groupby(["dataset", "model", "method"], sort=False):
+        path, layers = (rows[rows["by"] == by].iloc[0] for by in ("path", "layers"))
+        chain = not model.startswith("resnet")
+        lines.append({
+            "network": f"{label(model)} on {label(dataset)}", "method": method, "ρ_cr": f"{path['rho']:.4g}",
+            "weights left": f"{path['kept']}",
+            "ρ_max = n/L": f"{path['weights'] / path['layers']:.4g}" if chain else DASH,
+            "weights per layer at ρ_cr": f"{path['kept'] / path['layers']:.3g}" if chain else DASH,
+            "largest ρ with no empty layer": f"{layers['rho']:.4g}",
+            "whole again at": ", ".join(f"{rho:.4g}" for rho in path["whole_again"]) or DASH})
+    return Table("Critical compression ρ = n / kept, of the n prunable weights alone, at the first seed: the largest at and below "
+                 "which a path is left, to 1 %; and the same for “no layer is empty”. “Whole again”: points of the grid beyond ρ_cr at "
+                 "which there is a path after all. In a chain nothing can pass ρ_max; a residual network's shortcuts always "
+                 "pass, so ρ_max does not bound it.", pd.DataFrame(lines))
+
+
+@drawing
+def critical_compression(found: pd.DataFrame) -> Figure:
+    """rho_cr of every method, a panel per network; open marks: the largest rho with no empty layer."""
+    networks = pairs(found)
+    figure, axes = plt.subplots(1, len(networks), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
+    names = _ordered(found["method"])[::-1]
+    for pair, axis in zip(networks, axes[0], strict=True):
+        rows = of(found, pair)
+        for by, face in (("layers", "white"), ("path", None)):
+            for line in rows[rows["by"] == by].itertuples():
+                colour = LOOKS.get(line.method, ("#777777",))[0]
+                axis.plot(line.rho, names.index(line.method), "o", color=colour, markerfacecolor=face or colour, markersize=5)
+        if not pair.split("/")[1].startswith("resnet"):
+            axis.axvline((rows["weights"] / rows["layers"]).iloc[0], color="#555555", linestyle=":")
+            axis.annotate("ρ$_{max}$", ((rows["weights"] / rows["layers"]).iloc[0], len(names) - 0.4), ha="right", fontsize=7)
+        axis.set_xscale("log")
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(_title(pair).replace(" on ", "\n"))
+    figure.supxlabel("critical compression ρ$_{cr}$ of the prunable weights (● path left, ○ no layer empty)", fontsize=8)
+    figure.data = found.drop(columns="whole_again")
+    return figure
+
+
+def maximal(found: pd.DataFrame) -> list[str]:
+    """Does each method satisfy maximal critical compression (Tanaka et al. 2020) on the chains? In sentences."""
+    chains = found[(found["by"] == "path") & ~found["model"].str.startswith("resnet")] if len(found) else found
+    lines = []
+    for (dataset, model), rows in chains.groupby(["dataset", "model"], sort=False) if len(chains) else ():
+        share = (np.log(rows["rho"]) / np.log(rows["weights"] / rows["layers"])).set_axis(rows["method"])
+        ranked = share.sort_values(ascending=False, kind="stable")
+        whole = [name for name in ranked.index if rows.set_index("method").loc[name, "collapsed"] is None
+                 or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
+        text = f"{label(model)} on {label(dataset)}: "
+        text += f"{', '.join(whole)} reach ρ_max itself" if whole else "no method reaches ρ_max itself"
+        lines.append(text + "; log ρ_cr / log ρ_max: " + ", ".join(f"{name} {value:.2f}" for name, value in ranked.items()) + ".")
+    return lines
+
+
+@_tabled
+def chance_table(frame: pd.DataFrame) -> Table:
+    """The entries of Tables 4.2-4.5 at chance level, and what the masks of the `@run` reading say to them."""
+    printed = thesis()
+    chance = printed["dataset"].map({"cifar10": 9.89, "cifar100": 0.99})
+    lines = []
+    for entry in printed[printed["top1"] == chance].itertuples():
+        rows = frame[(frame["dataset"] == entry.dataset) & (frame["model"] == entry.model)
+                     & (frame["method"] == f"{entry.method}@run") & (frame["ratio"] == entry.compression)]
+        closed, empty = rows["collapsed"].astype(bool), (rows["empty"] > 0) & ~rows["collapsed"].astype(bool)
+        seeds, neither = len(rows), int((~closed & ~empty).sum())
+        found = "nothing passes" if closed.all() else "an empty layer is bypassed" if empty.all() else \
+            "neither" if neither == seeds else "it depends on the seed"
+        lines.append({"table": entry.table, "network": f"{LABELS[entry.model]} on {LABELS[entry.dataset]}",
+                      "r": f"{entry.compression:g}", "method": entry.method,
+                      "nothing passes": f"{int(closed.sum())}/{seeds}", "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
+                      "neither": f"{neither}/{seeds}", "explained by": found if seeds else DASH})
+    body = pd.DataFrame(lines)
+    counts = ", ".join(f"{name} {count}" for name, count in body["explained by"].value_counts().items())
+    return Table(f"The {len(body)} entries that the thesis prints at chance level, and the @run masks of as many seeds as the "
+                 f"store has: {counts}.", body)
+
+
+# ---- Why
+
+@drawing
+def signed_scores(found: pd.DataFrame, pair: str, ratio: float = 16) -> Figure:
+    """Distribution of the signed scores; dashed the threshold of the exact count, dotted plus and minus the released one."""
+    rows = of(found, pair)
+    names = _ordered(rows["method"])
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+    for name, axis in zip(names, axes[0], strict=True):
+        its = rows[rows["method"] == name]
+        bars, at = its[its["what"] == "bar"], its[(its["what"] == "ratio") & (its["ratio"] == ratio)]
+        low = bars["from"].min()
+        for sign, colour in ((1, "#66BBEE"), (-1, "#DDAA33")):
+            side = bars[bars["sign"] == sign]
+            left, right = (sign * np.log10(side[edge] / low) for edge in ("from", "to"))
+            axis.bar(left, side["weights"], right - left, align="edge", color=colour)
+        for column, colour, style in (("exact", EXACT, "--"), ("released", RELEASED, ":")):
+            for cut in at[column]:
+                for value in (cut, -cut) if column == "released" else (cut,):
+                    axis.axvline(np.sign(value) * np.log10(max(1, abs(value) / low)), color=colour, linestyle=style)
+        axis.set_yscale("log")
+        axis.set_xticks([-10, 0, 10], ["−", f"|s| < 1e{np.log10(low):.0f}", "+"], fontsize=6.5)
+        axis.set_title(f"{name}\n{_zeros(its)}")
+    axes[0, 0].set_ylabel("number of weights")
+    handles = [plt.Line2D([], [], color=EXACT, linestyle="--"), plt.Line2D([], [], color=RELEASED, linestyle=":")]
+    figure.legend(handles, [f"exact count, r = {ratio:g}", "released, ± t"], loc="outside lower right", ncols=2)
+    figure.suptitle(f"{_title(pair)}: signed scores, logarithmic to both sides of 0")
+    figure.data = rows[rows["what"] == "bar"][["method", "sign", "from", "to", "weights"]]
+    return figure
+
+
+def _zeros(rows: pd.DataFrame) -> str:
+    layers = rows[rows["what"] == "layer"]
+    return f"{100 * layers['zeros'].sum() / layers['weights'].sum():.2f} % exactly 0"
+
+
+@drawing
+def zeros_by_layer(found: pd.DataFrame) -> Figure:
+    """Share of scores that are exactly zero in each layer, a panel per network, a line per signed method."""
+    networks = pairs(found)
+    figure, axes = plt.subplots(1, len(networks), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    layers = found[found["what"] == "layer"]
+    for pair, axis in zip(networks, axes[0], strict=True):
+        for name, rows in of(layers, pair).groupby("method", sort=False):
+            base, style = methods.get(name).base, {"published": "-", "written": "-.", "run": "--"}[methods.get(name).reading]
+            axis.plot(range(1, len(rows) + 1), 100 * rows["zeros"] / rows["weights"], style, color=LOOKS[base][0], label=name)
+        axis.set_title(_title(pair).replace(" on ", "\n"))
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("scores exactly 0 (%)")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    figure.data = layers[["dataset", "model", "method", "layer", "weights", "zeros"]]
+    return figure
+
+
+@drawing
+def two_hypotheses(found: pd.DataFrame, frame: pd.DataFrame, pair: str) -> Figure:
+    """Compression error predicted by ties at the threshold and by the two-sided mask, and observed, over r."""
+    names = [name for name in ("GraSP@run", "OBD@run") if name in set(of(found, pair)["method"])]
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE * 0.8, 2.9), sharey=True, squeeze=False)
+    parts = []
+    for name, axis in zip(names, axes[0], strict=True):
+        at = of(found, pair)
+        at = at[(at["method"] == name) & (at["what"] == "ratio")].set_index("ratio")
+        rows = of(frame, pair)
+        seen = rows[(rows["method"] == name) & rows["ratio"].isin(at.index)]
+        for column, colour, style in (("ties", EXACT, "--"), ("two_sided", RELEASED, "-")):
+            axis.plot(at.index, 100 * (at[column] / at.index - 1), style, color=colour, label=f"predicted: {HYPOTHESES[column]}")
+        axis.plot(seen["ratio"], 100 * (seen["reached"] / seen["ratio"] - 1), "o", color="black", markerfacecolor="none",
+                  label="observed, a mark per seed")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(at.index, [f"{ratio:g}" for ratio in at.index])
+        axis.set_xlabel("compression r asked for")
+        axis.set_title(name)
+        parts.append(at[["ties", "two_sided"]].assign(method=name).join(seen.groupby("ratio")["reached"].mean()))
+    axes[0, 0].set_ylabel("$(r_e - r)/r$ (%), by masks")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{_title(pair)}: two hypotheses for the missing compression")
+    figure.data = pd.concat(parts).reset_index()
+    return figure
+
+
+@drawing
+def depths(found: pd.DataFrame) -> Figure:
+    """SynFlow's R and largest score over depth, float32 and float64; a mark at the top edge is not finite."""
+    rows = found.assign(depth=found["network"].str.removeprefix("resnet").astype(int))
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE * 0.85, 2.6), sharey=True)
+    limit = float(torch.finfo(torch.float32).max)
+    for axis, column, name in zip(axes, ("flow", "largest"), ("R", "largest score"), strict=True):
+        for precision, marker, colour in (("float64", "o", EXACT), ("float32", "x", RELEASED)):
+            its = rows[rows["precision"] == precision]
+            axis.plot(its["depth"], its[column], marker, color=colour, label=precision, markerfacecolor="none")
+            lost = its[its[column].isna()]["depth"].unique()
+            top = rows[["flow", "largest"]].max().max() * 10
+            axis.plot(lost, [top] * len(lost), "^", color=colour, label=f"{precision}: not finite")
+        axis.axhline(limit, color="#555555", linestyle=":", linewidth=0.9)
+        axis.annotate("largest float32", (20, limit), fontsize=7, va="bottom", color="#555555")
+        axis.set_yscale("log")
+        axis.set_xticks(sorted(rows["depth"].unique()), [f"{depth}" for depth in sorted(rows["depth"].unique())])
+        axis.set_xlabel("ResNet of depth")
+        axis.set_title(name)
+    handles = dict(zip(*axes[1].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, loc="outside right center")
+    figure.suptitle("SynFlow on residual networks at initialisation, a mark per seed and number of classes")
+    figure.data = rows[["dataset", "seed", "depth", "precision", "flow", "largest"]]
+    return figure
+
+
+@drawing
+def one_round_or_many(found: pd.DataFrame, pair: str) -> Figure:
+    """Density of each layer after one round of SynFlow and after a hundred."""
+    rows = of(found, pair)
+    ratios = sorted(rows["ratio"].unique())
+    figure, axes = plt.subplots(1, len(ratios), figsize=(PAGE, 2.7), sharey=True, squeeze=False)
+    floor = (rows["kept"] / rows["size"])[rows["kept"] > 0].min() / 2
+    for ratio, axis in zip(ratios, axes[0], strict=True):
+        for rounds, colour, style in ((1, RELEASED, "--"), (100, LOOKS["SynFlow"][0], "-")):
+            its = rows[(rows["ratio"] == ratio) & (rows["rounds"] == rounds)].reset_index(drop=True)
+            density = its["kept"] / its["size"]
+            axis.plot(its.index + 1, density.where(density > 0), style, marker="o", markersize=3, color=colour,
+                      label=f"{rounds} round{'s' if rounds > 1 else ''}")
+            empty = its.index[density == 0] + 1
+            axis.plot(empty, [floor] * len(empty), "x", color=colour, clip_on=False)
+        axis.set_yscale("log")
+        axis.set_title(f"r = {ratio:g}")
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("density (× = empty)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle(f"{_title(pair)}: SynFlow, one round and a hundred")
+    figure.data = rows[["ratio", "rounds", "layer", "kept", "size"]]
+    return figure
+
+
+# ---- Overlaps
+
+@drawing
+def overlap_map(found: pd.DataFrame, pair: str, ratio: float) -> Figure:
+    """Jaccard index of the kept sets of all methods and readings at one compression."""
+    rows = of(found, pair)
+    rows = rows[rows["ratio"] == ratio]
+    names = _ordered([*rows["first"], *rows["second"]])
+    matrix = pd.DataFrame(np.eye(len(names)), names, names)
+    for line in rows.itertuples():
+        matrix.loc[line.first, line.second] = matrix.loc[line.second, line.first] = line.jaccard
+    figure, axis = plt.subplots(figsize=(5.6, 5.0))
+    axis.grid(False)
+    image = axis.imshow(matrix, cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axis.set_yticks(range(len(names)), names, fontsize=6)
+    figure.colorbar(image, ax=axis, label="kept by both / kept by either", shrink=0.6)
+    axis.set_title(f"{_title(pair)}: overlap of kept sets, r = {ratio:g}")
+    figure.data = matrix.rename_axis("method").reset_index()
+    return figure
+
+
+@_tabled
+def readings_table(found: pd.DataFrame) -> Table:
+    """How much of its kept set each method shares between its readings."""
+    lines = []
+    for (dataset, model), rows in found.groupby(["dataset", "model"], sort=False):
+        index = rows.set_index(["first", "second", "ratio"])["jaccard"]
+        index = pd.concat([index, index.swaplevel(0, 1)])
+        for base in tables.bases():
+            for other in (f"{base}@written", f"{base}@run"):
+                if (base, other) in set(index.index.droplevel(2)):
+                    lines.append({"network": f"{label(model)} on {label(dataset)}", "kept sets": f"{base} and {other}"}
+                                 | {f"r = {ratio:g}": f"{100 * index[base, other, ratio]:.1f} %"
+                                    if (base, other, ratio) in index.index else DASH for ratio in sorted(rows["ratio"].unique())})
+    return Table("What the readings of a method share: kept by both / kept by either. Sets of different sizes cannot reach 100 %.",
+                 pd.DataFrame(lines).fillna(DASH))
+
+
+@_tabled
+def variation_table(found: pd.DataFrame) -> Table:
+    """How much of a kept set survives another seed, and another scoring batch."""
+    lines = []
+    for (dataset, model, method), rows in found.groupby(["dataset", "model", "method"], sort=False):
+        line = {"network": f"{label(model)} on {label(dataset)}", "method": method}
+        for row in rows.itertuples():
+            line[f"{row.against}, r = {row.ratio:g}"] = f"{100 * row.jaccard:.1f} %"
+        lines.append(line | {f"by chance, r = {row.ratio:g}": f"{100 * row.by_chance:.1f} %" for row in rows.itertuples()})
+    return Table("What a kept set shares with that of another seed, of another scoring batch on the same weights, and by chance.",
+                 pd.DataFrame(lines).fillna(DASH))
+
+
+@_tabled
+def images_table(found: pd.DataFrame) -> Table:
+    """How OBD's kept set changes with the number of images."""
+    rows = [{"network": f"{label(row.model)} on {label(row.dataset)}", "images": str(row.images), "against": row.against,
+             "r": f"{row.ratio:g}", "in common": f"{100 * row.jaccard:.1f} %", "by chance": f"{100 * row.by_chance:.1f} %"}
+            for row in found.itertuples()]
+    return Table("OBD's kept set from fewer images, against that from the most: kept by both / kept by either.", pd.DataFrame(rows))
+
+
+@_tabled
+def exactness_table(found: pd.DataFrame) -> Table:
+    """OBD's second derivatives of single weights, by the formula and by differentiating twice."""
+    lines = []
+    for (dataset, model), rows in found.groupby(["dataset", "model"], sort=False):
+        scale = rows["double_backward"].abs().clip(lower=1e-300)
+        apart = {name: ((rows[name] - rows["double_backward"]).abs() / scale).max() for name in ("diagonal", "float32")}
+        lines.append({"network": f"{label(model)} on {label(dataset)}", "weights drawn": str(len(rows)),
+                      "h from": f"{rows['double_backward'].min():.2e}", "to": f"{rows['double_backward'].max():.2e}",
+                      "largest relative difference, float64": f"{apart['diagonal']:.1e}",
+                      "the same, float32 with float64 sums": f"{apart['float32']:.1e}"})
+    return Table("The exact diagonal by first derivatives alone, against double backward (autograd's, float64), for single weights "
+                 "drawn by chance from all prunable layers of the real network; 16 training images.", pd.DataFrame(lines))
+
+
+@_tabled
+def cost_table(records: Iterable[Record]) -> Table:
+    """What the masks cost, method by method and network by network: seconds of one thread, one seed, all compressions."""
+    frame = pd.DataFrame([{"network": f"{label(r.cell.model)} on {label(r.cell.dataset)}", "method": r.cell.method,
+                           "seed": r.cell.seed, "seconds": r.run["seconds"]} for r in records])
+    each = frame.groupby(["method", "network", "seed"])["seconds"].sum().groupby(["method", "network"]).mean().unstack()
+    each = each.loc[each.sum(axis=1).sort_values(ascending=False, kind="stable").index, frame["network"].unique()]
+    body = each.map(lambda seconds: f"{seconds:.1f}" if pd.notna(seconds) else DASH).reset_index()
+    return Table(f"Seconds of one thread per seed, all compressions together, as measured (other work ran beside); in all "
+                 f"{frame['seconds'].sum() / 3600:.1f} hours for {len(frame)} cells. OBD@run shares OBD's curvature.", body)
