@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib import methods, models, tables
-from lib.audit import Answer
+from lib.audit import QUESTIONS, Answer
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.tables import DASH, LABELS, Table, label, thesis
@@ -29,7 +29,7 @@ def masks(records: Iterable[Record]) -> pd.DataFrame:
              "reading": methods.get(record.cell.method).reading, "base": methods.get(record.cell.method).base,
              "ratio": record.cell.compression, "seed": record.cell.seed, "images": record.cell.score_images,
              "collapsed": record.report["collapsed"], "empty": len(record.report["empty_layers"]),
-             "effective": record.report["effective_compression"], "reached": record.report["compression"],
+             "effective": record.report["effective_compression"], "reached": record.report["compression"], "parameters": record.report["parameters"],
              "released": record.report["compression_released"], "kept": record.report["kept"], "sizes": record.report["sizes"]}
             for record in records if record.cell.compression > 1]
     return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["dataset", "model", "method", "reading", "base", "ratio",
@@ -74,6 +74,28 @@ def _ordered(names: Iterable[str]) -> list[str]:
     readings = ("published", "written", "run")
     return sorted(set(names), key=lambda name: (readings.index(methods.get(name).reading),
                                                 tables.bases().index(methods.get(name).base)))
+
+
+# ---- Compression
+
+@_tabled
+def error_table(frame: pd.DataFrame) -> Table:
+    """Compression error by network: of the exact readings in weights, of `@run` in percent as the thesis counts."""
+    lines = []
+    for (dataset, model), rows in frame.groupby(["dataset", "model"], sort=False):
+        line = {"network": f"{label(model)} on {label(dataset)}"}
+        exact, run = rows[rows["reading"] != "run"], rows[rows["reading"] == "run"]
+        # kept + F = N / compression; the count that was asked for is round(N / r) - F.
+        off = (exact["parameters"] / exact["reached"]).round() - (exact["parameters"] / exact["ratio"]).round()
+        line["published and written: most weights off"] = f"{off.abs().max():.0f} in {len(exact)} masks" if len(exact) else DASH
+        for base in ("GraSP", "OBD", "SynFlow"):
+            its = run[run["base"] == base].groupby("ratio")[["released", "ratio"]].mean()
+            error = 100 * (its["released"] / its["ratio"] - 1)
+            line[f"{base}@run: median (range)"] = (f"{error.median():.0f} % ({error.min():.0f} to {error.max():.0f})".replace("-", "−")
+                                                   if len(error) else DASH)
+        lines.append(line)
+    return Table("How far the masks are from what was asked for: published and written readings in weights (a rounding of half to even "
+                 "included), @run as the thesis counts, (r_e − r)/r over the ratios, means over seeds.", pd.DataFrame(lines))
 
 
 # ---- Collapse
@@ -307,7 +329,7 @@ def two_hypotheses(found: pd.DataFrame, frame: pd.DataFrame, pair: str) -> Figur
 def depths(found: pd.DataFrame) -> Figure:
     """SynFlow's R and largest score over depth, float32 and float64; a mark at the top edge is not finite."""
     rows = found.assign(depth=found["network"].str.removeprefix("resnet").astype(int))
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE * 0.85, 2.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.0), sharey=True)
     limit = float(torch.finfo(torch.float32).max)
     for axis, column, name in zip(axes, ("flow", "largest"), ("R", "largest score"), strict=True):
         for precision, marker, colour in (("float64", "o", EXACT), ("float32", "x", RELEASED)):
@@ -315,15 +337,16 @@ def depths(found: pd.DataFrame) -> Figure:
             axis.plot(its["depth"], its[column], marker, color=colour, label=precision, markerfacecolor="none")
             lost = its[its[column].isna()]["depth"].unique()
             top = rows[["flow", "largest"]].max().max() * 10
-            axis.plot(lost, [top] * len(lost), "^", color=colour, label=f"{precision}: not finite")
+            if len(lost):
+                axis.plot(lost, [top] * len(lost), "^", color=colour, label=f"{precision}: not finite")
         axis.axhline(limit, color="#555555", linestyle=":", linewidth=0.9)
-        axis.annotate("largest float32", (20, limit), fontsize=7, va="bottom", color="#555555")
+        axis.annotate("largest float32", (110, limit), fontsize=7, ha="right", va="bottom", color="#555555")
         axis.set_yscale("log")
         axis.set_xticks(sorted(rows["depth"].unique()), [f"{depth}" for depth in sorted(rows["depth"].unique())])
         axis.set_xlabel("ResNet of depth")
         axis.set_title(name)
     handles = dict(zip(*axes[1].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, loc="outside right center")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     figure.suptitle("SynFlow on residual networks at initialisation, a mark per seed and number of classes")
     figure.data = rows[["dataset", "seed", "depth", "precision", "flow", "largest"]]
     return figure
@@ -343,13 +366,14 @@ def one_round_or_many(found: pd.DataFrame, pair: str) -> Figure:
             axis.plot(its.index + 1, density.where(density > 0), style, marker="o", markersize=3, color=colour,
                       label=f"{rounds} round{'s' if rounds > 1 else ''}")
             empty = its.index[density == 0] + 1
-            axis.plot(empty, [floor] * len(empty), "x", color=colour, clip_on=False)
+            axis.plot(empty, [floor] * len(empty), "x", color=colour)
         axis.set_yscale("log")
+        axis.set_ylim(floor / 1.5, 1.3)
         axis.set_title(f"r = {ratio:g}")
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("density (× = empty)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"{_title(pair)}: SynFlow, one round and a hundred")
     figure.data = rows[["ratio", "rounds", "layer", "kept", "size"]]
     return figure

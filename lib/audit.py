@@ -245,7 +245,7 @@ def _depth(study: Study, images: data.Data) -> Rows:
         for dtype, score in ((torch.float32, synflow_run), (torch.float64, synflow)):
             largest = max(s.max() for s in score(model, None, None).values())
             rows.append({"network": name, "precision": str(dtype).removeprefix("torch."),
-                         "flow": _finite(flow(model, None, dtype)[0]), "largest": _finite(largest)})
+                         "flow": _finite(flow(model, None, dtype)[0].detach()), "largest": _finite(largest)})
     return rows
 
 

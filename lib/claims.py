@@ -40,7 +40,7 @@ class View:
         counts = {seed: coverage(part, names, ratios, column) for seed, part in rows.groupby("seed")}
         whole = [seed for seed, (k, n) in counts.items() if k == n]
         best = max(counts.values(), default=(0, len(names) * len(ratios)))
-        self.asked[model, count, *names, *ratios] = best
+        self.asked[column, model, count, *names, *ratios] = best
         if not whole:
             return pd.DataFrame(0.0, list(bases), ratios)
         rows = rows[rows["seed"].isin(whole)].astype({column: float})

@@ -271,7 +271,7 @@ def test_what_is_left_is_counted(house, capsys):
 
 
 def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypatch):
-    notebook(run.RESULTS, "import pathlib; pathlib.Path('got').write_text(profile)")
+    notebook(run.RESULTS, "import pathlib; pathlib.Path(f'got-{profile}').touch()")
     for name in ("quick", "mnist"):
         monkeypatch.setattr(profile, "ROOT", house)
         change(house, profile=name)
@@ -282,8 +282,26 @@ def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypa
     store.touch()
     monkeypatch.setattr(run, "fill", lambda chosen, *_: [] if chosen.profile == "quick" else pytest.fail("computed"))
     assert run.main([]) == 0
-    assert (execution.FOLDER / "got").read_text() == "mnist"
+    assert (execution.FOLDER / "got-quick").exists() and (execution.FOLDER / "got-mnist").exists()
     assert (house / "outputs/quick/html/06_results.html").exists() and (store.parent / "html/06_results.html").exists()
+
+
+def test_a_profile_that_audits_nothing_has_no_audit_notebook(house, capsys):
+    notebook(profile.AUDIT, "pass")
+    assert start(house, "--only", profile.AUDIT) == 2
+    assert "audits no pairs" in capsys.readouterr().err
+
+
+def test_an_audit_answers_its_studies_once(house, monkeypatch, capsys):
+    notebook(profile.AUDIT, "pass")
+    change(house, audit=["digits/cnn"], compressions=[1, 4])
+    assert start(house, "--dry-run") == 0
+    total = len(run.audit.studies(profile.load(house / "tiny.yaml")))
+    assert re.search(rf"studies +{total} of +{total}", capsys.readouterr().out)
+    assert start(house, "--methods", "LAMP") == 0
+    assert "0 of 2 studies" in capsys.readouterr().out
+    assert start(house, "--methods", "LAMP") == 0
+    assert "2 of 2 studies" in capsys.readouterr().out
 
 
 # ---- the grid of a profile
@@ -344,7 +362,7 @@ def test_every_profile_of_params_is_sound(name):
 
 
 def test_notebooks_share_the_methods_out():
-    covered = [base for name, bases in profile.NOTEBOOKS.items() if name != profile.RESULTS for base in bases]
+    covered = [base for name, bases in profile.NOTEBOOKS.items() if name not in profile.DRAWN for base in bases]
     assert sorted(covered) == sorted({name.split("@")[0] for name in profile.select()})
 
 
