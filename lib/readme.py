@@ -5,7 +5,7 @@ import sys
 
 import pandas as pd
 
-from lib import claims, profile, tables
+from lib import atlas, audit, claims, profile, tables
 from lib.profile import ROOT
 from lib.store import Store
 
@@ -15,15 +15,19 @@ BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of w
 
 def found() -> str:
     """The block of the README: one figure, what the store of MNIST says, and how far the other stores are."""
-    mnist = _frame("mnist")
+    mnist, masks = _frame("mnist"), _frame("masks")
     return "\n".join([
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
         f"**The CNN on MNIST** ({_done(mnist)}; seed {_listed(mnist['seed'].unique())}; top-1 in percent; always "
         f"answering the most frequent class gives {claims.constant_answer('mnist'):g}):", "",
         *map(_ranking, ("published", "run"), (mnist, mnist)), "",
         "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
-        "|---|---|---|", *_verdicts(mnist), "",
-        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(pd.concat([mnist, _frame("paper")])), ""])
+        "|---|---|---|", *_verdicts(mnist, "CNN"), "",
+        f"**Masks of the real networks, without training** ({_done(masks)}; seeds {_listed(masks[masks['done'] & (masks['base'] != 'Dense')]['seed'].unique())}):", "",
+        *_collapse(), "",
+        "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
+        "|---|---|---|", *_verdicts(masks, "VGG-16", "ResNet-56"), "",
+        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(masks, _frame("paper")), ""])
 
 
 def _frame(name: str) -> pd.DataFrame:
@@ -57,21 +61,29 @@ def _ranking(reading: str, frame: pd.DataFrame) -> str:
     return f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance: {_listed(names)}."
 
 
-def _verdicts(frame: pd.DataFrame) -> list[str]:
-    """A line of the table for each claim about the CNN."""
+def _collapse() -> list[str]:
+    """What the masks say of the entries at chance level, and how far the methods prune before collapse."""
+    folder = ROOT / "outputs" / "masks"
+    masks = atlas.masks(Store(folder / "results.jsonl").records.values())
+    critical = atlas.answers(Store(folder / "audit.jsonl", audit.Answer).records.values(), "critical")
+    return [f"- {line}" for line in (atlas.chance_table(masks).caption, *atlas.maximal(critical))]
+
+
+def _verdicts(frame: pd.DataFrame, *networks: str) -> list[str]:
+    """A line of the table for each claim about these networks that the cells decide."""
     lines = []
     for claim in claims.CLAIMS:
-        if "CNN" in claim.text:
-            answers = [claims.judge(claim, frame, reading) for reading in ("run", "published")]
+        answers = [claims.judge(claim, frame, reading) for reading in ("run", "published")]
+        if any(name in claim.text for name in networks) and any(obtained != tables.DASH for obtained, _ in answers):
             cells = [verdict if obtained == tables.DASH else f"{verdict}: {obtained}" for obtained, verdict in answers]
             lines.append(f"| {claim.text.removeprefix('CNN on MNIST: ')} | {' | '.join(cells)} |")
     return lines
 
 
-def _undecided(frame: pd.DataFrame) -> str:
-    verdicts = [claims.judge(claim, frame, "run")[1] for claim in claims.CLAIMS if "CNN" not in claim.text]
-    open_ones = sum(verdict.startswith("not decidable") for verdict in verdicts)
-    return (f"{open_ones} of the {len(verdicts)} claims about VGG-16 and ResNet-56 cannot be decided yet in the `@run` "
+def _undecided(*frames: pd.DataFrame) -> str:
+    asked = [claim for claim in claims.CLAIMS if "CNN" not in claim.text]
+    open_ones = sum(all(claims.judge(claim, frame, "run")[0] == tables.DASH for frame in frames) for claim in asked)
+    return (f"{open_ones} of the {len(asked)} claims about VGG-16 and ResNet-56 cannot be decided yet in the `@run` "
             "reading, and Tables 4.2-4.5 and Figures 4.1-4.10 say \"k of n cells\" where cells are missing.")
 
 

@@ -348,3 +348,26 @@ def test_synflow_is_finite_on_resnet56_and_its_float32_reading_is_not():
     model = models.build("resnet56")
     assert all(score.dtype == torch.float64 for score in SCORERS["synflow"](model, None, None).values())
     assert any(not score.isfinite().all() for score in SCORERS["synflow_run"](model, None, None).values())
+
+
+# ---- networks that a method does not apply to
+
+@pytest.mark.parametrize("score", sorted(SCORERS))
+def test_layers_whose_weights_would_silently_stay_are_refused_by_name(score):
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(8, 2))
+    options = {"generator": torch.Generator().manual_seed(0)} if score == "random" else {}
+    with pytest.raises(UserError, match="0 is a Conv1d"):
+        SCORERS[score](model, torch.randn(2, 3, 4), torch.tensor([0, 1]), **options)
+
+
+@pytest.mark.parametrize("curved", [nn.Tanh(), nn.GELU(), nn.LayerNorm(4)])
+def test_obd_refuses_what_is_not_piecewise_linear(curved):
+    model = nn.Sequential(nn.Linear(3, 4), curved, nn.Linear(4, 2))
+    with pytest.raises(UserError, match=f"OBD does not apply to 1: with {type(curved).__name__}"):
+        SCORERS["obd"](model, torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def test_lookahead_refuses_layers_that_do_not_chain():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 5), nn.Linear(7, 2))
+    with pytest.raises(UserError, match="Lookahead pruning does not apply"):
+        SCORERS["lap"](model, None, None)

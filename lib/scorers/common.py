@@ -19,8 +19,18 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Module name -> layer, for every Conv2d and Linear, in definition order."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    """Module name -> layer, for every Conv2d and Linear, in definition order.
+
+    Raises `UserError` for another layer that has weights of more than one axis: it would silently stay as it is.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            found[name] = layer
+        elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
+            raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: only "
+                            "those of Conv2d and Linear are known. Build the network of these.")
+    return found
 
 
 def classifier(model: nn.Module) -> str | None:

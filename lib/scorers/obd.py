@@ -15,6 +15,9 @@ from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer,
 # Images per chunk: few, so that what a layer's squares are made of stays near the cache. Images times classes, which
 # bounds the memory that the classes' backward signals take; and how many chunks may take it at a time.
 IMAGES, CHUNK, AT_ONCE = 64, 1280, 4
+# Modules that curve. (What a `forward` does by functions alone, nobody can see from outside.)
+SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softmax, nn.LogSoftmax,
+          nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @scorer()
@@ -60,7 +63,8 @@ def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
     generalised Gauss-Newton's: h = sum_c p_c (df_c/dw)^2 - (sum_c p_c df_c/dw)^2 per image, f the logits, p their
     softmax. No label enters. Written as S S^T = diag(p) - p p^T, it is a sum over the columns s of S of
     (d<s, f>/dw)^2: as many backward passes as columns. Raises `UserError`, naming the layer, for a layer it cannot
-    square: grouped, padded other than with zeros, fed with more than two axes (linear), or called more than once.
+    square: smooth (`SMOOTH`), grouped, padded other than with zeros, fed with more than two axes (linear), or called more
+    than once.
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
     chunks = inputs.split(max(1, min(IMAGES, CHUNK // _check(model))))
@@ -83,6 +87,10 @@ def _each(compute: Callable, chunks: Iterable[Tensor]) -> Iterator[Scores]:
 
 def _check(model: nn.Module) -> int:
     """The number of classes; raises for a layer whose per-image gradients this module does not know."""
+    for name, module in model.named_modules():
+        if isinstance(module, SMOOTH):
+            raise UserError(f"OBD does not apply to {name or 'the network'}: with {type(module).__name__} the logits are not "
+                            "piecewise linear in each weight, so the Hessian's diagonal needs second derivatives.")
     for name, layer in layers(model).items():
         if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"
                                              or isinstance(layer.padding, str)):
