@@ -56,8 +56,8 @@ class Study:
 
     @property
     def task(self) -> tuple:
-        """Studies of one method on one network are answered by one worker, because they share its score."""
-        return (self.dataset, self.model, self.seed, self.method or self.question)
+        """Studies of one method on one network are answered by one worker, because they share its score or curvature."""
+        return (self.dataset, self.model, self.seed, self.method.split("@")[0] or self.question)
 
     def __str__(self) -> str:
         return " ".join(filter(None, (f"{self.dataset}/{self.model}", self.question, self.method, f"seed {self.seed}")))
@@ -110,7 +110,7 @@ def _studies(grid: Profile, dataset: str, model: str) -> Iterator[Study]:
         yield from (ask("depth", seed=seed) for seed in grid.seeds)
     else:
         yield ask("rounds")
-    for name, method in methods.METHODS.items():
+    for name, method in sorted(methods.METHODS.items(), key=lambda row: row[1].base):
         if name in SIGNED:
             yield ask("signed", name)
         if method.reading == "published":

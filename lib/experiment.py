@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -121,10 +122,11 @@ class Record:
         return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}"
 
 
-def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record:
+def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoints: Path | None = None) -> Record:
     """Computes a cell: initial weights, mask, audit, training. The same cell gives the same record, bit for bit, on
     the same machine and versions, whatever else runs and in whatever order (times apart).
 
+    checkpoints: a folder for the training's checkpoint, from which a cell that was interrupted goes on.
     Raises `UserError` for a data set that is not there or a compression out of reach.
     """
     began = time.perf_counter()
@@ -138,7 +140,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu") -> Record
         history = trainer.train(
             model.to(device), {name: mask.to(device) for name, mask in masks.items()}, images.to(device),
             epochs=cell.epochs, learning_rate=cell.learning_rate, batch_size=cell.batch_size,
-            generator=generator(cell, "training"),
+            generator=generator(cell, "training"), checkpoint=checkpoints and checkpoints / f"{cell.key}.pt",
         )
     return Record(
         key=cell.key, version=VERSION, cell=cell, report=report, history=list(history),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -30,7 +31,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started.
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
-    and the cells in flight, and only those, are lost.
+    and the cells in flight, and only those, are lost; on this machine they go on from their last checkpoint.
     """
     cells = list(cells)
     if not missing(cells, store):
@@ -38,6 +39,8 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     own = executor is None
     workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
+    if own and work is None:   # elsewhere there may be no such folder
+        work = partial(experiment.run, checkpoints=store.path.parent / "checkpoints")
     try:
         with store.writing():  # reads again what another run has written since
             return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say, work)

@@ -1,18 +1,22 @@
 """Trains a masked network by the thesis's recipe: SGD with Nesterov momentum, constant rate, every epoch recorded."""
 
 import math
+import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib import pruning
+from lib import UserError, pruning
 from lib.data import Data, augment
 from lib.scorers.common import check_batchnorm
 
 MOMENTUM = 0.9
 TEST_BATCH = 128
+SAVE_EVERY = 60   # seconds between checkpoints: a short cell writes none
 
 
 class History(list):
@@ -24,21 +28,25 @@ class History(list):
 
 
 def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, learning_rate: float,
-          generator: torch.Generator, batch_size: int = 128, said: Callable[[dict], None] | None = None) -> History:
+          generator: torch.Generator, batch_size: int = 128, said: Callable[[dict], None] | None = None,
+          checkpoint: Path | None = None) -> History:
     """Applies `masks` and trains `model`, in place, for `epochs` epochs; tests it after every one.
 
     data: on the model's device, uint8. generator: a CPU generator; it alone decides on the order of the images, their
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
-    Raises `UserError` for masks that do not fit and for a batch that BatchNorm cannot take. The last, smaller batch of
-    an epoch is trained on like the others.
+    checkpoint: a file to which the training goes now and then, and from which, where it exists, it goes on, bit for bit
+    as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, and
+    for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
     """
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
     pruning.apply(model, masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
-    history = History()
+    history, state = History(), {"model": model, "optimizer": optimizer, "generator": generator}
+    _resume(checkpoint, state, history)
+    saved = time.monotonic()
     with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
-        for epoch in range(epochs + 1):
+        for epoch in range(len(history), epochs + 1):
             loss = _epoch(model, optimizer, data, batch_size, generator) if epoch else None
             finite = loss is None or math.isfinite(loss)
             history.append({"epoch": epoch, "train_loss": loss if finite else None} | evaluate(model, data))
@@ -47,7 +55,40 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
             if not finite or history[-1]["test_loss"] is None:
                 history.diverged = epoch
                 break
+            if checkpoint and epoch and time.monotonic() - saved >= SAVE_EVERY:
+                _save(checkpoint, state, history)
+                saved = time.monotonic()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return history
+
+
+def _save(checkpoint: Path, state: dict, history: History) -> None:
+    """Writes a checkpoint, whole or not at all. A full disk costs the checkpoint, not the training."""
+    values = {name: each.get_state() if name == "generator" else each.state_dict() for name, each in state.items()}
+    partial = checkpoint.with_suffix(".partial")
+    try:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(values | {"history": list(history)}, partial)
+        partial.replace(checkpoint)
+    except (OSError, RuntimeError) as error:   # torch wraps what its writer meets
+        warnings.warn(f"{checkpoint} cannot be written ({error}): if this run is stopped, the cell starts anew.", stacklevel=3)
+        partial.unlink(missing_ok=True)
+
+
+def _resume(checkpoint: Path | None, state: dict, history: History) -> None:
+    """Puts model, optimiser, generator and history where the checkpoint left them."""
+    if checkpoint is None or not checkpoint.exists():
+        return
+    try:
+        values = torch.load(checkpoint, weights_only=True)
+        state["model"].load_state_dict(values["model"])
+        state["optimizer"].load_state_dict(values["optimizer"])
+        state["generator"].set_state(values["generator"])
+        history.extend(values["history"])
+    except Exception as error:   # whatever a damaged file makes torch raise
+        raise UserError(f"{checkpoint} is no checkpoint of this training ({' '.join(str(error).split())[:200]}): delete it, "
+                        "and the cell starts anew.") from error
 
 
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batch_size: int,

@@ -66,6 +66,9 @@ def test_studies_of_one_method_go_to_one_worker():
     groups = sweep.tasks(audit.studies(GRID))
     snip = next(group for group in groups if group[0].method == "SNIP")
     assert [each.question for each in snip] == ["critical", "variation"]
+    obd = next(group for group in groups if group[0].method == "OBD")
+    assert [(each.question, each.method) for each in obd] == [
+        ("signed", "OBD"), ("critical", "OBD"), ("variation", "OBD"), ("signed", "OBD@run")]
 
 
 def test_jaccard_and_chance_by_hand():

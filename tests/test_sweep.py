@@ -250,3 +250,59 @@ def test_a_stopped_sweep_ends_within_seconds_loses_no_finished_cell_and_resumes(
     executor = Inline()
     assert fill(left, SHORT, executor=executor) == []
     assert executor.tasks == [(cell,) for cell in SHORT[2:]] and len(Store(store.path)) == len(SHORT)
+
+
+# --- a cluster
+
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A real Dask scheduler and two worker processes, which meet over TCP."""
+    pytest.importorskip("distributed")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "True"}
+    start = lambda *command: subprocess.Popen([sys.executable, "-m", "distributed.cli." + command[0], *command[1:]],
+                                              cwd=tmp_path, env=environment, text=True, stdout=subprocess.DEVNULL,
+                                              stderr=subprocess.PIPE)
+    scheduler = start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+                      "--scheduler-file", str(tmp_path / "scheduler.json"))
+    workers = [start("dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"), "--nworkers", "1",
+                     "--nthreads", "1", "--no-dashboard", "--no-nanny", "--name", str(number)) for number in range(2)]
+    import json
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "scheduler.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    yield json.loads((tmp_path / "scheduler.json").read_text())["address"], workers
+    for process in (*workers, scheduler):
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_cluster_that_loses_a_worker_computes_every_cell_once(cluster, store, root):
+    address, workers = cluster
+    from lib import run
+    executor = run.cluster(address)
+    cells = [replace(CELL, method=method, compression=r, seed=seed, epochs=2)
+             for seed in (1, 2) for method in ("GlobalMag", "Random@run") for r in (2, 4, 8)]
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 3:
+            workers[0].send_signal(signal.SIGKILL)   # with a cell in its hands
+
+    try:
+        assert sweep.run(cells, store, executor=executor, data_root=root, say=say) == []
+    finally:
+        executor.shutdown()
+    assert workers[0].wait(10) == -signal.SIGKILL
+    assert len(said) == len(cells) and len(store.path.read_text().splitlines()) == len(cells)
+    here = experiment.run(cells[0], root)
+    assert (store.get(cells[0]).report, store.get(cells[0]).history) == (here.report, here.history)
+
+
+def test_no_scheduler_at_that_address_is_told():
+    from lib import run
+    with pytest.raises(UserError, match="No Dask scheduler answers at 'tcp://127.0.0.1:1'"):
+        run.cluster("tcp://127.0.0.1:1")

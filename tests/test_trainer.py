@@ -246,3 +246,62 @@ def test_masks_that_do_not_fit_are_refused_before_anything_moves():
     with pytest.raises(UserError, match="do not fit"):
         train(net, masks={"0.weight": torch.zeros(1, dtype=torch.bool)})
     assert torch.equal(values(net), before)
+
+
+# --- interruptions
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def said(entry):
+        if entry["epoch"] == epoch:
+            raise Stopped
+    return said
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0)
+    return tmp_path / "checkpoints" / "cell.pt"
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_an_interrupted_training_goes_on_bit_for_bit(checkpoint, epoch):
+    data = images(augmented=True)
+    straight, net = network(dropout=True), network(dropout=True)
+    whole = train(straight, data, epochs=4)
+    with pytest.raises(Stopped):
+        train(net, data, epochs=4, checkpoint=checkpoint, said=stop_after(epoch))
+    assert checkpoint.exists() == (epoch > 1)   # the last epoch that was said had not been saved yet
+    again, told = network(dropout=True), []
+    history = train(again, data, epochs=4, checkpoint=checkpoint, said=told.append)
+    assert history == whole and torch.equal(values(again), values(straight))
+    assert [entry["epoch"] for entry in told] == ([*range(5)] if epoch == 1 else [*range(epoch, 5)])
+    assert not checkpoint.exists() and not list(checkpoint.parent.glob("*.partial"))
+
+
+def test_short_trainings_write_no_checkpoint(checkpoint, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 60)
+    train(network(), checkpoint=checkpoint)
+    assert not checkpoint.parent.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_named(checkpoint, content):
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(content)
+    with pytest.raises(UserError, match="cell.pt is no checkpoint of this training.*delete it"):
+        train(network(), checkpoint=checkpoint)
+
+
+def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_training(checkpoint, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    plain = train(network())
+    monkeypatch.setattr(trainer.torch, "save", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert train(network(), checkpoint=checkpoint) == plain
+    assert not list(checkpoint.parent.iterdir())
