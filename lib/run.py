@@ -51,8 +51,14 @@ def parser() -> argparse.ArgumentParser:
                                                             "such as mnist/cnn")
     add("--ratios", nargs="+", type=float, metavar="R", help="compute only the cells of these compressions; "
                                                              "1 is the unpruned network")
+    add("--epochs", type=int, metavar="N", help="cut the profile down: train every pair for N epochs; the results go to a "
+                                                "folder of their own, never among the profile's")
+    add("--subset", type=int, metavar="N", help="cut the profile down: only the first N training images, likewise")
+    add("--wait", action="store_true", help="where another run is writing to the same store, wait for its end "
+                                            "(default: refuse)")
     add("--budget", type=float, metavar="SECONDS", help="start no new cell after so many seconds of computing")
-    add("--dry-run", action="store_true", help="say how many cells each pair has left, and stop")
+    add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in floating-point operations and, by a "
+                                           "calibration of ten seconds, in time, and stop")
     add("--list", action="store_true", help="list profiles, notebooks and how many cells each has left, and stop")
     return result
 
@@ -66,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             return show_profiles()
         if options.profile == "test":
             return subprocess.call([sys.executable, "-m", "pytest", str(ROOT / "tests")], cwd=ROOT)
-        chosen = profile.load(options.profile or "quick")
+        chosen = profile.load(options.profile or "quick").cut(options.epochs, options.subset)
         return show_cells(chosen, options) if options.dry_run else run(chosen, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,7 +120,7 @@ def run(chosen: Profile, options: argparse.Namespace) -> int:
     if not names:
         raise UserError(f"The profile {chosen.profile!r} audits no pairs (its key `audit`), so {AUDIT} has nothing to draw.")
     wanted = [(chosen, names)]
-    if options.profile is None:
+    if options.profile is None and chosen.profile == "quick":
         drawn = [(other, drawable(other, [name for name in names if name in DRAWN])) for other in other_stores(chosen.profile)]
         wanted += [(other, its_names) for other, its_names in drawn if its_names]
     for one, its_names in wanted:
@@ -237,7 +243,7 @@ def compute(missing: list, store: Store, options: argparse.Namespace, work: Call
     check_cells([each if isinstance(each, Cell) else each.cell("Dense") for each in missing], options.data)
     executor = cluster(options.scheduler) if options.scheduler else None
     return sweep.run(missing, store, executor=executor, workers=options.workers, data_root=options.data,
-                     budget=options.budget, say=say, work=work)
+                     budget=options.budget, say=say, work=work, wait=options.wait)
 
 
 def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[audit.Study]:
@@ -289,19 +295,28 @@ def cluster(address: str):
 
 def show_cells(chosen: Profile, options: argparse.Namespace) -> int:
     """--dry-run: the cells that are left, pair by pair."""
-    from lib import execution
+    from lib import estimate, execution
 
     cells = needed(chosen, execution.select(options.only), options)
     left = sweep.missing(cells, store_of(chosen))
     say(f"{chosen.profile}: {len(left)} of {len(cells)} cells left")
+    costs = estimate.of(left)
     for pair in chosen.pairs:
         missing, total = (sum(f"{cell.dataset}/{cell.model}" == pair for cell in group) for group in (left, cells))
         if total:
-            say(f"  {pair:20} {missing:5} of {total:4}")
+            say(f"  {pair:20} {missing:5} of {total:4}" + _told(costs.get(pair), options.workers))
     if AUDIT in execution.select(options.only) and chosen.audit:
         studies = asked_studies(chosen, options)
         say(f"  {'studies':20} {len(sweep.missing(studies, audit.store_of(chosen))):5} of {len(studies):4}")
     return 0
+
+
+def _told(cost, workers: int) -> str:
+    """An estimate in words."""
+    if cost is None:
+        return ""
+    hours = cost.seconds / 3600 / workers
+    return f"   {cost.flops / 1e15:9.3f} PFLOP, about {hours:.1f} h with {workers} workers on this processor"
 
 
 def show_profiles() -> int:

@@ -24,9 +24,10 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, workers: int | None = None,
         data_root: str | None = None, budget: float | None = None, say: Callable[[str], None] = print,
-        work: Callable | None = None) -> list[str]:
+        work: Callable | None = None, wait: bool = False) -> list[str]:
     """Computes the cells that are missing and adds each to the store as it finishes.
 
+    wait: for another run that writes to the store, instead of refusing.
     work: (cell, data_root) -> record, `experiment.run` by default; `audit.run` for studies, which go the same way.
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started.
@@ -42,7 +43,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     if own and work is None:   # elsewhere there may be no such folder
         work = partial(experiment.run, checkpoints=store.path.parent / "checkpoints")
     try:
-        with store.writing():  # reads again what another run has written since
+        with store.writing(wait):  # reads again what another run has written since
             return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say, work)
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "

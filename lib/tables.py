@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from lib import UserError, methods
+from lib.data import classes
 
 # The thesis's order of methods in Tables 4.2-4.5; OBD, which it ran on the CNN only, comes last.
 THESIS = ("GlobalMag", "GlobalGrad", "GlobalAct", "GlobalLAP", "LayerMag", "LayerGrad", "LayerAct",
@@ -385,6 +386,39 @@ def _legend(model: str) -> list[str]:
     return [f"“printed” and “@run as printed”: {counted}; “corrected”: printed ÷ {factor:.5f}.",
             "* starred in the thesis for its compression error.",
             "OBD is not in the thesis's table: OBD@run is what its code would have done."]
+
+
+def agreement(frame: pd.DataFrame) -> Table:
+    """How far `@run`, counted as the thesis counts, agrees with the numbers of Tables 4.2-4.5, over the cells there are.
+
+    Per table and data set: median absolute difference in points, Spearman's rank correlation over the methods (from
+    three on), and of the entries that the thesis or we have at chance level, the share that both have there.
+    """
+    lines = []
+    for (number, model, dataset, ratio), printed in _thesis().groupby(["table", "model", "dataset", "compression"], sort=False):
+        rows = frame[(frame["dataset"] == dataset) & (frame["model"] == model) & (frame["compression"] == ratio)
+                     & (frame["reading"] == "run")]
+        line = {"table": number, "network": f"{label(model)} on {label(dataset)}", "r": f"{ratio:g}"}
+        for metric in ("top5", "top1"):
+            ours = rows.dropna(subset=[f"{metric}_thesis"]).groupby("base")[f"{metric}_thesis"].mean()
+            both = printed.set_index("method")[[metric]].join(ours.astype(float), how="inner")
+            line["cells"] = f"{len(both)} of {len(printed)}"
+            line |= {f"{metric.replace('top', 'top-')}: {what}": text for what, text in
+                     _agree(both, (5 if metric == "top5" else 1) * 100 / classes(dataset)).items()}
+        lines.append(line)
+    return Table("How far the @run reading, in the thesis's accounting, agrees with the thesis's numbers, over the cells that are "
+                 "there. At chance: within a tenth above what guessing gives in that accounting.", pd.DataFrame(lines))
+
+
+def _agree(both: pd.DataFrame, chance: float) -> dict[str, str]:
+    """Three measures of agreement between two columns of numbers."""
+    theirs, ours = both.iloc[:, 0], both.iloc[:, 1]
+    level = 1.1 * chance * thesis_factor(10_000)
+    either = (theirs <= level) | (ours <= level)
+    coincide = ((theirs <= level) & (ours <= level)).sum()
+    return {"median difference": f"{(ours - theirs).abs().median():.2f}" if len(both) else DASH,
+            "rank correlation": f"{stats.spearmanr(theirs, ours).statistic:.2f}" if len(both) > 2 else DASH,
+            "chance coincides": f"{coincide} of {int(either.sum())}" if len(both) else DASH}
 
 
 # ---- Where the numbers come from ---------------------------------------------------------------------------

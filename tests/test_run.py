@@ -1,5 +1,6 @@
 """The runner, on tiny notebooks: what it refuses, what it survives, and what it leaves behind."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import UserError, execution, manifest, pages, profile, run, sweep
+from lib import UserError, estimate, execution, manifest, pages, profile, run, sweep
 from lib.experiment import Cell
 
 FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1], learning_rate=0.001,
@@ -310,8 +311,9 @@ def test_grid_has_each_cell_once_the_unpruned_ones_first_and_ratios_together():
     fields = {**FIELDS, "compressions": [1, 4, 16], "seeds": [1, 2]}
     cells = profile.Profile(**{**fields, "pairs": {"digits/cnn": 1}}).cells()
     assert len(set(cells)) == len(cells) == 2 * (3 + 30 * 2)
-    assert [cell.compression for cell in cells[:6]] == [1.0] * 6
-    assert [(cell.method, cell.compression) for cell in cells[6:10]] == [
+    for seed in (1, 2):
+        assert [cell.compression for cell in cells if cell.seed == seed][:4] == [1.0] * 3 + [4.0]
+    assert [(cell.method, cell.compression) for cell in cells[3:7]] == [
         ("Random", 4.0), ("Random", 16.0), ("GlobalMag", 4.0), ("GlobalMag", 16.0)]
     masks_only = profile.Profile(**fields).cells(methods=["OBD", "SNIP"], ratios=[4])
     assert [cell.method for cell in masks_only[:5]] == ["OBD", "OBD@run", "SNIP", "SNIP@written", "SNIP@run"]
@@ -371,3 +373,60 @@ def test_the_index_lists_in_a_readers_order(tmp_path):
     for stem in ("figure-4.10", "figure-4.2", "04-b", "04-a"):
         (tmp_path / "figures" / f"{stem}.png").touch()
     assert re.findall(r"<li>(.*?):", pages.index("x", tmp_path)) == ["04-a", "04-b", "figure-4.2", "figure-4.10"]
+
+
+# ---- cut down, and estimated
+
+def test_a_cut_profile_keeps_its_results_apart_and_says_what_it_is():
+    whole = profile.load("paper")
+    cut = whole.cut(1, 2048)
+    assert cut.profile == "paper-1epochs-2048images" and set(cut.pairs.values()) == {1} and cut.train_images == 2048
+    assert {cell.epochs for cell in cut.cells()} == {1} and {cell.train_images for cell in cut.cells()} == {2048}
+    assert not {cell.key for cell in cut.cells()} & {cell.key for cell in whole.cells()}
+    assert whole.cut() == whole
+    assert profile.load("masks").cut(5).pairs == profile.load("masks").pairs   # nothing is trained longer than it was
+    assert profile.load("masks").cut(None, 100).obd_images == {"mnist": 100, "cifar10": 100, "cifar100": 100}
+
+
+@pytest.mark.parametrize("options", [("--epochs", "0"), ("--subset", "-3")])
+def test_a_cut_to_nothing_is_refused(house, capsys, options):
+    assert start(house, *options) == 2
+    assert "at least 1 is needed" in capsys.readouterr().err
+
+
+def test_what_answers_most_is_computed_first():
+    cells = profile.load("paper").cells()
+    name = lambda cell: (cell.dataset, cell.model, cell.method, cell.compression, cell.learning_rate)
+    first = [name(cell) for cell in cells[:8]]
+    pilot = [("cifar10", "resnet56", method, ratio, rate) for rate in (1e-3, 1e-4)
+             for method, ratio in (("Dense", 1), ("Random@run", 32), ("GlobalMag@run", 32), ("SNIP@run", 32))]
+    assert set(first) == set(pilot)
+    of_tables = [cell for cell in cells if cell.seed == 42 and cell.compression in (32, 64) and cell.learning_rate == 1e-3
+                 and cell.method.endswith("@run") and name(cell) not in pilot]
+    dense = [cell for cell in cells if cell.seed == 42 and cell.compression == 1 and name(cell) not in pilot]
+    assert cells[8:8 + len(dense)] == dense
+    begin = 8 + len(dense)
+    assert set(cells[begin:begin + len(of_tables)]) == set(of_tables)
+    models = [cell.model for cell in cells[begin:begin + len(of_tables)]]
+    assert models == sorted(models, key=lambda model: model != "vgg16")
+    after = cells[begin + len(of_tables):]
+    assert all("@" not in cell.method and cell.compression in (32, 64) for cell in after[:28 * 4])
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_estimates_count_operations_by_hand():
+    cell = Cell("digits", "cnn", "Random", 4, 1, 2, 0.01, train_images=100)
+    forward = 2 * (24 * 24 * 20 * 25 + 8 * 8 * 50 * 500 + 800 * 500 + 500 * 10)   # Table 4.1, 2 for each weight's use
+    assert estimate.flops(cell) == (3 * 100 * 2 + 10_000 * 3) * forward
+    assert estimate.flops(dataclasses.replace(cell, epochs=0)) == 0
+    found = estimate.of([cell, dataclasses.replace(cell, epochs=0)])["digits/cnn"]
+    assert found.flops == estimate.flops(cell) and 0 < found.seconds < 1000
+
+
+def test_a_dry_run_says_operations_and_hours(house, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "CALIBRATION", 0.05)
+    change(house, pairs={"digits/cnn": 1})
+    notebook("needs")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    assert start(house, "--dry-run") == 0
+    assert re.search(r"digits/cnn +\d+ of +\d+ +\d+\.\d+ PFLOP, about \d+\.\d h", capsys.readouterr().out)

@@ -322,3 +322,22 @@ def test_provenance_tells_the_store_by_its_bytes(tmp_path):
 def test_progress_counts_what_is_there():
     frame = tables.frame([record(cell("SNIP"))], [cell("SNIP"), cell("LAMP")])
     assert tables.progress(frame).body["cells"].tolist() == ["1 of 2"]
+
+
+def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there():
+    printed = tables.thesis()
+    rows = pd.DataFrame([{"dataset": row.dataset, "model": row.model, "compression": float(row.compression), "base": row.method,
+                          "reading": "run", "top1_thesis": row.top1, "top5_thesis": row.top5} for row in printed.itertuples()])
+    body = tables.agreement(rows).body
+    assert len(body) == 8 and set(body["cells"]) == {"13 of 13"}
+    assert set(body["top-1: median difference"]) == {"0.00"} and set(body["top-5: rank correlation"]) == {"1.00"}
+    coincide = [text.split(" of ") for text in body["top-1: chance coincides"]]
+    assert all(both == either for both, either in coincide)
+    # One more percent everywhere, a reversed order, half of the cells, none of them.
+    worse = rows.assign(top1_thesis=rows["top1_thesis"] + 7)
+    assert set(tables.agreement(worse).body["top-1: median difference"]) == {"7.00"}
+    reversed_ = rows.assign(top1_thesis=-rows["top1_thesis"])
+    assert set(tables.agreement(reversed_).body["top-1: rank correlation"]) == {"-1.00"}
+    some = tables.agreement(rows[rows["base"].isin(["SNIP", "LAMP"])]).body
+    assert set(some["cells"]) == {"2 of 13"} and set(some["top-1: rank correlation"]) == {"–"}
+    assert set(tables.agreement(rows.iloc[:0]).body["top-1: median difference"]) == {"–"}

@@ -1,0 +1,74 @@
+"""What cells will cost before they are run: floating-point operations, counted, and seconds, from a short calibration."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib import data, models
+from lib.experiment import Cell
+from lib.profile import TRAINING_IMAGES
+
+TEST_IMAGES = 10_000
+CALIBRATION = 10.0   # seconds, shared out among the networks
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """For some cells: floating-point operations of their training and testing, and seconds of one worker."""
+
+    flops: float
+    seconds: float
+
+
+@cache
+def _forward(model: str, classes: int, width: float) -> int:
+    """Operations of one image's forward pass, 2 for each multiplication and addition."""
+    network = models.build(model, classes, width).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *network.input_shape))
+    return counter.get_total_flops()
+
+
+def flops(cell: Cell) -> float:
+    """A training step costs three forward passes (its backward pass two); every epoch, and once before, it is tested."""
+    trained = (cell.train_images or TRAINING_IMAGES.get(cell.dataset, 0)) * cell.epochs
+    tested = TEST_IMAGES * (cell.epochs + 1) if cell.epochs else 0
+    return (3 * trained + tested) * _forward(cell.model, data.classes(cell.dataset), cell.width)
+
+
+def rate(model: str, classes: int, width: float, batch_size: int, seconds: float) -> float:
+    """Operations per second of training steps, by one thread, as a worker runs: the median of what `seconds` allow."""
+    threads, network = torch.get_num_threads(), models.build(model, classes, width)
+    images = torch.randn(batch_size, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    labels, times, began = torch.zeros(batch_size, dtype=torch.long), [], time.perf_counter()
+    torch.set_num_threads(1)
+    try:
+        while len(times) < 2 or time.perf_counter() - began < seconds:
+            start = time.perf_counter()
+            cross_entropy(network(images), labels).backward()
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 3 * batch_size * _forward(model, classes, width) / sorted(times)[len(times) // 2]
+
+
+def of(cells: Iterable[Cell]) -> dict[str, Estimate]:
+    """Pair -> what its cells cost. Masks alone are not estimated."""
+    pairs: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.epochs:
+            pairs.setdefault(f"{cell.dataset}/{cell.model}", []).append(cell)
+    networks = {(cell.model, data.classes(cell.dataset), cell.width, cell.batch_size) for group in pairs.values()
+                for cell in group}
+    rates = {network: rate(*network, CALIBRATION / len(networks)) for network in sorted(networks)}
+    return {pair: _estimate(group, rates) for pair, group in pairs.items()}
+
+
+def _estimate(cells: list[Cell], rates: dict[tuple, float]) -> Estimate:
+    costs = [(flops(cell), rates[cell.model, data.classes(cell.dataset), cell.width, cell.batch_size]) for cell in cells]
+    return Estimate(sum(count for count, _ in costs), sum(count / speed for count, speed in costs))
