@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib import UserError, data, methods, models, pruning, trainer
+from lib import UserError, data, methods, models, pruning, stack, trainer
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
@@ -70,6 +70,11 @@ class Cell:
         """What the dear part of a score depends on: OBD's curvature serves both its readings, another score itself."""
         method = methods.get(self.method)
         return (method.base if method.mode == "calibrated" else self.method, *self.score_key[1:])
+
+    @property
+    def stack_key(self) -> tuple:
+        """Cells that share it can be trained in lock-step: the same images in the same order, by the same recipe."""
+        return (self.dataset, self.model, self.seed, self.epochs, self.learning_rate, self.batch_size, self.width, self.train_images)
 
     @property
     def task(self) -> object:
@@ -151,6 +156,28 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
             "seconds": round(time.perf_counter() - began, 3),
         },
     )
+
+
+def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu") -> list[Record]:
+    """The records of cells that differ in method and compression only, trained in lock-step on one device (`lib.stack`).
+
+    They agree with `run`'s to rounding. `seconds` of a record are its share of the group's. Raises as `run` does.
+    """
+    first, began = cells[0], time.perf_counter()
+    if {cell.stack_key for cell in cells} != {first.stack_key}:
+        raise UserError("Cells that are trained together must share everything but method and compression.")
+    images = images_of(first, data_root)
+    models = [network(cell, images) for cell in cells]
+    masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
+    reports = [asdict(pruning.report(model, its)) | {"digest": digest(its)} for model, its in zip(models, masks)]
+    histories = stack.train(
+        [model.to(device) for model in models], [{name: mask.to(device) for name, mask in its.items()} for its in masks],
+        images.to(device), epochs=first.epochs, learning_rate=first.learning_rate, batch_size=first.batch_size,
+        generator=generator(first, "training"))
+    share = round((time.perf_counter() - began) / len(cells), 3)
+    return [Record(cell.key, VERSION, cell, report, list(history), len(images.test_labels),
+                   circumstances(device) | {"diverged": history.diverged, "seconds": share, "stacked": len(cells)})
+            for cell, report, history in zip(cells, reports, histories)]
 
 
 def generator(cell: Cell, purpose: str) -> torch.Generator:

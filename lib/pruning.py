@@ -247,7 +247,7 @@ def apply(model: nn.Module, masks: Masks) -> None:
     That holds under any optimiser that moves a weight by its gradients and its own value, as long as the gradients
     are finite. Raises `UserError` where a mask does not fit the model.
     """
-    _check(model, masks)
+    check(model, masks)
     for name, weight in prunable(model).items():
         if not masks[name].all():
             kept = masks[name].to(weight.dtype)  # on a CPU a product is twenty times as fast as a masked fill
@@ -256,7 +256,8 @@ def apply(model: nn.Module, masks: Masks) -> None:
             weight.register_hook(lambda gradient, kept=kept: gradient * kept)
 
 
-def _check(model: nn.Module, masks: Masks) -> None:
+def check(model: nn.Module, masks: Masks) -> None:
+    """Raises `UserError` where masks do not fit the model."""
     expected = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
     given = {name: tuple(mask.shape) for name, mask in masks.items()}
     if expected != given:
@@ -281,7 +282,7 @@ class Report:
 
 def report(model: nn.Module, masks: Masks) -> Report:
     """Audits masks on a model at initialisation; the model is untouched. Raises `UserError` for masks that do not fit."""
-    _check(model, masks)
+    check(model, masks)
     total, _, fixed = _sizes(model)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     connected = {name: int(mask.sum()) for name, mask in on_path(model, masks).items()}

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from lib import UserError, audit, data, experiment, profile, pruning, sweep
 from lib.experiment import Cell
 from lib.profile import AUDIT, DRAWN, NOTEBOOKS, RESULTS, ROOT, Profile
@@ -56,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
     add("--subset", type=int, metavar="N", help="cut the profile down: only the first N training images, likewise")
     add("--wait", action="store_true", help="where another run is writing to the same store, wait for its end "
                                             "(default: refuse)")
+    add("--device", metavar="NAME", help="where cells train, such as cuda or cuda:1 (default: cuda where there is one, else cpu); "
+                                         "one worker for a device unless --workers says more")
+    add("--stack", type=int, metavar="K", help="how many cells that differ in method and compression only train in lock-step "
+                                               "(default: 16 on cuda, 1 on cpu); halved where memory runs out")
     add("--budget", type=float, metavar="SECONDS", help="start no new cell after so many seconds of computing")
     add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in floating-point operations and, by a "
                                            "calibration of ten seconds, in time, and stop")
@@ -99,10 +105,15 @@ def set_environment(options: argparse.Namespace) -> None:
             os.environ[variable] = str(Path(option).resolve())
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"--data {options.data}: there is no such folder.")
-    if options.workers is None:
-        options.workers = os.cpu_count() or 1
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers}: at least 1 is needed.")
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.scheduler:   # the workers of a cluster have devices of their own
+        check_device(options.device)
+    on_card = options.device != "cpu"
+    options.workers = (1 if on_card else os.cpu_count() or 1) if options.workers is None else options.workers
+    options.stack = (16 if on_card else 1) if options.stack is None else options.stack
+    for name in ("workers", "stack"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: at least 1 is needed.")
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     os.environ["FORESIGHT_WORKERS"] = str(options.workers)
@@ -110,6 +121,15 @@ def set_environment(options: argparse.Namespace) -> None:
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"   # the kernel of this Python, not one that the user once registered
     os.environ.pop("MPLBACKEND", None)            # else a backend set for scripts keeps figures out of the notebooks
+
+
+def check_device(name: str) -> None:
+    """Raises `UserError` for a device that is not there."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: there is no such device here ({str(error).splitlines()[0]}). Leave it out, or "
+                        "name cpu, or cuda where PyTorch finds one.") from error
 
 
 def run(chosen: Profile, options: argparse.Namespace) -> int:
@@ -243,7 +263,8 @@ def compute(missing: list, store: Store, options: argparse.Namespace, work: Call
     check_cells([each if isinstance(each, Cell) else each.cell("Dense") for each in missing], options.data)
     executor = cluster(options.scheduler) if options.scheduler else None
     return sweep.run(missing, store, executor=executor, workers=options.workers, data_root=options.data,
-                     budget=options.budget, say=say, work=work, wait=options.wait)
+                     budget=options.budget, say=say, work=work, wait=options.wait,
+                     device=options.device if work is None else "cpu", stack=options.stack)
 
 
 def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[audit.Study]:

@@ -5,8 +5,10 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import wait as first_of
 from functools import partial
 from itertools import groupby
 
@@ -24,13 +26,15 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, workers: int | None = None,
         data_root: str | None = None, budget: float | None = None, say: Callable[[str], None] = print,
-        work: Callable | None = None, wait: bool = False) -> list[str]:
+        work: Callable | None = None, wait: bool = False, device: str = "cpu", stack: int = 1) -> list[str]:
     """Computes the cells that are missing and adds each to the store as it finishes.
 
     wait: for another run that writes to the store, instead of refusing.
     work: (cell, data_root) -> record, `experiment.run` by default; `audit.run` for studies, which go the same way.
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
-    each, so that results do not depend on their number. budget: seconds after which no further cell is started.
+    each, so that results do not depend on their number. budget: seconds after which no further cell is started, nor before
+    it one that, by those of its kind that were computed in this run, would not end in time. device: where cells train.
+    stack: how many trained cells that differ in method and compression only are trained in lock-step (`lib.stack`).
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
     and the cells in flight, and only those, are lost; on this machine they go on from their last checkpoint.
     """
@@ -44,7 +48,9 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
         work = partial(experiment.run, checkpoints=store.path.parent / "checkpoints")
     try:
         with store.writing(wait):  # reads again what another run has written since
-            return _drain(missing(cells, store), store, executor, workers if own else 64, data_root, budget, say, work)
+            todo, at_once = missing(cells, store), workers if own else 64
+            return _drain(tasks(todo, stack), len(todo), store, at_once, budget, say,
+                          submit=lambda task: executor.submit(compute, task, data_root, work, device))
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
                         "No finished cell is lost.") from error
@@ -57,34 +63,36 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
             executor.shutdown(cancel_futures=True)
 
 
-def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, data_root: str | None,
-           budget: float | None, say: Callable[[str], None], work: Callable | None) -> list[str]:
+def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: float | None, say: Callable[[str], None],
+           submit: Callable[[tuple], Future]) -> list[str]:
     """Keeps `at_once` tasks in flight until none is left or the budget is spent."""
-    began, queue, flying, failures, done = time.monotonic(), iter(tasks(todo)), {}, [], 0
+    began, queue, flying, failures, done = time.monotonic(), deque(queue), {}, [], 0
+    longest: dict[tuple, float] = {}   # seconds of a task of each kind, as far as any was seen
 
     def launch() -> None:
         spent = time.monotonic() - began
-        task = next(queue, None) if budget is None or spent < budget else None
-        if task is not None:
-            flying[executor.submit(compute, task, data_root, work)] = task
+        if queue and (budget is None or spent < budget and spent + longest.get(_kind(queue[0]), 0) <= budget):
+            task = queue.popleft()
+            flying[submit(task)] = task, spent
 
     for _ in range(at_once):
         launch()
     while flying:
-        finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+        finished, _ = first_of(flying, return_when=FIRST_COMPLETED)
         broken = None
         for future in finished:
-            task = flying.pop(future)
+            task, started = flying.pop(future)
             if isinstance(future.exception(), BrokenExecutor):
                 broken = future.exception()  # raised only when what has finished beside it is stored
                 continue
+            longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
             for cell, outcome in zip(task, future.result(), strict=True):
                 done += 1
                 if isinstance(outcome, str):
                     failures.append(f"{cell}: {outcome}")
                 else:
                     store.add(outcome)
-                say(f"[{done}/{len(todo)}] {cell}: {summary(outcome)}{_estimate(began, done, len(todo))}")
+                say(f"[{done}/{total}] {cell}: {summary(outcome)}{_estimate(began, done, total)}")
         if broken:
             raise broken
         for _ in finished:
@@ -92,21 +100,38 @@ def _drain(todo: list[Cell], store: Store, executor: Executor, at_once: int, dat
     return failures
 
 
-def tasks(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """What is sent to a worker at a time: one cell; of cells that train nothing, neighbours that share a score."""
-    return [tuple(group) for _, group in groupby(cells, key=lambda cell: cell.task)]
+def tasks(cells: Iterable[Cell], stack: int = 1) -> list[tuple[Cell, ...]]:
+    """What is sent to a worker at a time: one cell, or `stack` neighbours that can be trained together; of cells that train
+    nothing, neighbours that share a score."""
+    trained = lambda cell: stack > 1 and getattr(cell, "epochs", 0) > 0
+    groups = [tuple(group) for _, group in groupby(cells, key=lambda cell: cell.stack_key if trained(cell) else cell.task)]
+    sizes = [stack if trained(group[0]) else len(group) for group in groups]
+    return [group[start:start + size] for group, size in zip(groups, sizes) for start in range(0, len(group), size)]
 
 
-def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable | None = None) -> list[Record | str]:
+def _kind(task: tuple) -> tuple:
+    """Tasks of one kind take about as long: as many cells on the same network and recipe."""
+    cell = task[0]
+    return (len(task), cell.dataset, cell.model, getattr(cell, "epochs", cell))
+
+
+def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable | None = None,
+            device: str = "cpu") -> list[Record | str]:
     """What a worker does, on one thread: each cell's record, or what went wrong with it."""
     torch.set_num_threads(1)
-    outcomes = []
-    for cell in cells:
-        try:
-            outcomes.append((work or experiment.run)(cell, data_root))
-        except Exception as error:  # one cell's failure must not cost the others
-            outcomes.append(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-    return outcomes
+    if len(cells) > 1 and getattr(cells[0], "epochs", 0):
+        together = _tried(lambda: experiment.run_together(list(cells), data_root, device))
+        return [together] * len(cells) if isinstance(together, str) else together
+    given = {} if device == "cpu" else {"device": device}
+    return [_tried(lambda: (work or experiment.run)(cell, data_root, **given)) for cell in cells]
+
+
+def _tried(compute: Callable):
+    """What it returns, or what went wrong, in words: one failure must not cost the others."""
+    try:
+        return compute()
+    except Exception as error:
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _prepare() -> None:

@@ -95,17 +95,22 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batch
            generator: torch.Generator) -> float:
     """One pass over the shuffled training images; returns the mean loss per image."""
     model.train()
-    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout takes no generator of its own
-    order = torch.randperm(len(data.train_images), generator=generator).to(data.train_images.device)
-    total = torch.zeros((), device=order.device)
-    for index in order.split(batch_size):
+    shuffled = order(data, generator)
+    total = torch.zeros((), device=shuffled.device)
+    for index in shuffled.split(batch_size):
         images, labels = batch(data, index, generator)
         loss = cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(index)
-    return float(total) / len(order)
+    return float(total) / len(shuffled)
+
+
+def order(data: Data, generator: torch.Generator) -> Tensor:
+    """An epoch's order of the training images; the global generator, which dropout takes, is seeded on the way."""
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.randperm(len(data.train_images), generator=generator).to(data.train_images.device)
 
 
 def batch(data: Data, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -168,6 +168,38 @@ def test_a_spent_budget_starts_no_further_cell(store, monkeypatch, fill):
     assert len(store) == len(SHORT)
 
 
+def test_what_would_not_end_within_the_budget_is_not_started(store, monkeypatch, root):
+    executor = Inline()
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: executor.clock))
+    with store.writing():
+        sweep._drain(sweep.tasks(SHORT), len(SHORT), store, 1, 25, lambda line: None,
+                     submit=lambda task: executor.submit(sweep.compute, task, root))
+    assert executor.tasks == [(cell,) for cell in SHORT[:2]]   # a third, of 10 seconds as the others, would end at 30
+
+
+def test_cells_that_differ_in_method_and_compression_only_train_together(store, fill):
+    other = replace(SHORT[0], seed=2)
+    assert sweep.tasks([*SHORT, other], 4) == [tuple(SHORT[:4]), tuple(SHORT[4:]), (other,)]
+    assert sweep.tasks(MASKS, 4) == sweep.tasks(MASKS)
+    assert fill(store, SHORT, stack=4) == []
+    assert {record.run["stacked"] for record in store.records.values()} == {4, 2}
+    assert all(len(record.history) == 2 for record in store.records.values())
+
+
+def test_a_group_that_fails_costs_itself_and_nothing_else(store, monkeypatch, fill):
+    plain = experiment.run_together
+
+    def lost(cells, *rest):
+        if SHORT[0] in cells:
+            raise RuntimeError("the device is gone")
+        return plain(cells, *rest)
+
+    monkeypatch.setattr(experiment, "run_together", lost)
+    failures = fill(store, SHORT, stack=2)
+    assert len(failures) == 2 and all("the device is gone" in line for line in failures)
+    assert set(store.records) == {cell.key for cell in SHORT[2:]}
+
+
 def test_a_killed_worker_is_a_sentence_and_loses_no_finished_cell(store, fill):
     with pytest.raises(UserError, match="worker process was killed"):
         fill(store, SHORT, executor=Broken())
