@@ -214,7 +214,7 @@ def maximal(found: pd.DataFrame) -> list[str]:
         whole = [name for name in ranked.index if rows.set_index("method").loc[name, "collapsed"] is None
                  or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
         text = f"{label(model)} on {label(dataset)}: "
-        text += f"{', '.join(whole)} reach ρ_max itself" if whole else "no method reaches ρ_max itself"
+        text += f"ρ_max itself is reached by {', '.join(whole)}" if whole else "no method reaches ρ_max itself"
         lines.append(text + "; log ρ_cr / log ρ_max: " + ", ".join(f"{name} {value:.2f}" for name, value in ranked.items()) + ".")
     return lines
 
