@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib import methods, models, tables
-from lib.audit import QUESTIONS, Answer
+from lib import methods, tables
+from lib.audit import QUESTIONS, Answer  # noqa: F401: the notebook names the questions, and has a parameter `audit`
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.tables import DASH, LABELS, Table, label, thesis

@@ -82,7 +82,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
               ratios: list[float] | None = None) -> list[Cell]:
         """The grid, or the part of it that belongs to some methods (see `select`), pairs and compressions.
 
-        r = 1 becomes the unpruned network, once per initialisation. Unpruned cells come first, then seed by seed and pair
+        r = 1 becomes the unpruned network, once per initialisation. Seed by seed, the unpruned cells come first, then pair
         by pair; the ratios of one method are neighbours, because they share one score, and where nothing is trained so are
         the readings of a method, because OBD's share their curvature. Where the profile trains, what answers most comes first:
         see `_stage`. No cell comes twice. Raises `UserError` for

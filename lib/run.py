@@ -18,7 +18,7 @@ import torch
 
 from lib import UserError, audit, data, experiment, profile, pruning, sweep
 from lib.experiment import Cell
-from lib.profile import AUDIT, DRAWN, NOTEBOOKS, RESULTS, ROOT, Profile
+from lib.profile import AUDIT, DRAWN, NOTEBOOKS, ROOT, Profile
 from lib.store import Store
 
 # Workers import this module too: execution, manifest, pages and tables, slow to import, are imported only where they serve.

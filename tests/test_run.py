@@ -272,7 +272,7 @@ def test_what_is_left_is_counted(house, capsys):
 
 
 def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypatch):
-    notebook(run.RESULTS, "import pathlib; pathlib.Path(f'got-{profile}').touch()")
+    notebook(profile.RESULTS, "import pathlib; pathlib.Path(f'got-{profile}').touch()")
     for name in ("quick", "mnist"):
         monkeypatch.setattr(profile, "ROOT", house)
         change(house, profile=name)

@@ -367,7 +367,7 @@ def test_obd_refuses_what_is_not_piecewise_linear(curved):
         SCORERS["obd"](model, torch.randn(2, 3), torch.tensor([0, 1]))
 
 
-def test_lookahead_refuses_layers_that_do_not_chain():
+def test_lookahead_refuses_a_grouped_convolution():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 5), nn.Linear(7, 2))
     with pytest.raises(UserError, match="Lookahead pruning does not apply"):
         SCORERS["lap"](model, None, None)
