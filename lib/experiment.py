@@ -127,30 +127,32 @@ class Record:
         return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}"
 
 
-def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoints: Path | None = None) -> Record:
+def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoints: Path | None = None,
+        precision: str = "float32") -> Record:
     """Computes a cell: initial weights, mask, audit, training. The same cell gives the same record, bit for bit, on
     the same machine and versions, whatever else runs and in whatever order (times apart).
 
-    checkpoints: a folder for the training's checkpoint, from which a cell that was interrupted goes on.
+    checkpoints: a folder for the training's checkpoint, from which a cell that was interrupted goes on. precision: of the
+    training, one of `trainer.PRECISIONS`; it is no part of the cell, so the record says which.
     Raises `UserError` for a data set that is not there or a compression out of reach.
     """
     began = time.perf_counter()
     images = images_of(cell, data_root)
-    model = network(cell, images)
+    model = network(cell, images).to(device)
     masks = masks_of(cell, model, images)
     scored = time.perf_counter()
     report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
     history = trainer.History()
     if cell.epochs:
         history = trainer.train(
-            model.to(device), {name: mask.to(device) for name, mask in masks.items()}, images.to(device),
-            epochs=cell.epochs, learning_rate=cell.learning_rate, batch_size=cell.batch_size,
-            generator=generator(cell, "training"), checkpoint=checkpoints and checkpoints / f"{cell.key}.pt",
+            model, masks, images.to(device), epochs=cell.epochs, learning_rate=cell.learning_rate, batch_size=cell.batch_size,
+            generator=generator(cell, "training"), precision=precision,
+            checkpoint=checkpoints and checkpoints / f"{cell.key}.{precision}.pt",
         )
     return Record(
         key=cell.key, version=VERSION, cell=cell, report=report, history=list(history),
         test_images=len(images.test_labels),
-        run=circumstances(device) | {
+        run=circumstances(device, precision) | {
             "diverged": history.diverged,
             "score_seconds": round(scored - began, 3),
             "seconds": round(time.perf_counter() - began, 3),
@@ -158,7 +160,8 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     )
 
 
-def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu") -> list[Record]:
+def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu",
+                 precision: str = "float32") -> list[Record]:
     """The records of cells that differ in method and compression only, trained in lock-step on one device (`lib.stack`).
 
     They agree with `run`'s to rounding. `seconds` of a record are its share of the group's. Raises as `run` does.
@@ -167,16 +170,15 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
     if {cell.stack_key for cell in cells} != {first.stack_key}:
         raise UserError("Cells that are trained together must share everything but method and compression.")
     images = images_of(first, data_root)
-    models = [network(cell, images) for cell in cells]
+    models = [network(cell, images).to(device) for cell in cells]
     masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
     reports = [asdict(pruning.report(model, its)) | {"digest": digest(its)} for model, its in zip(models, masks)]
     histories = stack.train(
-        [model.to(device) for model in models], [{name: mask.to(device) for name, mask in its.items()} for its in masks],
-        images.to(device), epochs=first.epochs, learning_rate=first.learning_rate, batch_size=first.batch_size,
-        generator=generator(first, "training"))
+        models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate, batch_size=first.batch_size,
+        generator=generator(first, "training"), precision=precision)
     share = round((time.perf_counter() - began) / len(cells), 3)
     return [Record(cell.key, VERSION, cell, report, list(history), len(images.test_labels),
-                   circumstances(device) | {"diverged": history.diverged, "seconds": share, "stacked": len(cells)})
+                   circumstances(device, precision) | {"diverged": history.diverged, "seconds": share, "stacked": len(cells)})
             for cell, report, history in zip(cells, reports, histories)]
 
 
@@ -242,8 +244,8 @@ def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | Non
     key = cell.score_key, (batch_of or cell).score_key
     if key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
-        inputs, targets = scoring_batch(batch_of or cell, images)
-        method = methods.get(cell.method)
+        device, method = next(model.parameters()).device, methods.get(cell.method)
+        inputs, targets = (tensor.to(device) for tensor in scoring_batch(batch_of or cell, images))
         _kept_scores[key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
     return _kept_scores[key]
 
@@ -265,11 +267,11 @@ def images_of(cell: Cell, root: str | None = None) -> data.Data:
     return _subset(cell.dataset, cell.train_images, root)
 
 
-def circumstances(device: str) -> dict:
+def circumstances(device: str, precision: str = "float32") -> dict:
     """Where and with what something was computed, for `Record.run`."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "precision": "float32",
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "machine": platform.machine(),

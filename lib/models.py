@@ -157,6 +157,9 @@ class ResNet(nn.Module):
 
     input_shape = (3, 32, 32)
     kaiming = True
+    # How its training lays weights and signals out in memory: a sixth faster on a CPU. Not VGG-16, whose dropout draws in
+    # the order of memory: copies trained in lock-step have to drop what they drop alone.
+    layout = torch.channels_last
 
     def __init__(self, blocks: int, num_classes: int, width: float):
         super().__init__()

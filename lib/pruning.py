@@ -257,7 +257,8 @@ def apply(model: nn.Module, masks: Masks) -> None:
     check(model, masks)
     for name, weight in prunable(model).items():
         if not masks[name].all():
-            kept = masks[name].to(weight.dtype)  # on a CPU a product is twenty times as fast as a masked fill
+            # On a CPU a product is twenty times as fast as a masked fill, if both lie in memory in the same order.
+            kept = torch.empty_like(weight, requires_grad=False).copy_(masks[name])
             with torch.no_grad():
                 weight *= kept
             weight.register_hook(lambda gradient, kept=kept: gradient * kept)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lib import UserError, audit, data, experiment, profile, pruning, sweep
+from lib import UserError, audit, data, experiment, profile, pruning, sweep, trainer
 from lib.experiment import Cell
 from lib.profile import AUDIT, DRAWN, NOTEBOOKS, ROOT, Profile
 from lib.store import Store
@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
                                          "one worker for a device unless --workers says more")
     add("--stack", type=int, metavar="K", help="how many cells that differ in method and compression only train in lock-step "
                                                "(default: 16 on cuda, 1 on cpu); halved where memory runs out")
+    add("--precision", choices=trainer.PRECISIONS, default="float32",
+        help="of what layers compute while they train (default: float32). Each record says which; a finished cell is not computed "
+             "again in the other, and of two records of a cell the one in float32 counts")
     add("--budget", type=float, metavar="SECONDS", help="start no new cell after so many seconds of computing")
     add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in floating-point operations and, by a "
                                            "calibration of ten seconds, in time, and stop")
@@ -264,7 +267,7 @@ def compute(missing: list, store: Store, options: argparse.Namespace, work: Call
     executor = cluster(options.scheduler) if options.scheduler else None
     return sweep.run(missing, store, executor=executor, workers=options.workers, data_root=options.data,
                      budget=options.budget, say=say, work=work, wait=options.wait,
-                     device=options.device if work is None else "cpu", stack=options.stack)
+                     device=options.device, stack=options.stack, precision=options.precision)
 
 
 def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[audit.Study]:

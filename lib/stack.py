@@ -20,7 +20,7 @@ from lib.trainer import MOMENTUM, TEST_BATCH, History
 
 
 def train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, *, epochs: int, learning_rate: float,
-          generator: torch.Generator, batch_size: int = 128) -> list[History]:
+          generator: torch.Generator, batch_size: int = 128, precision: str = "float32") -> list[History]:
     """The histories of the models, trained as `trainer.train` trains each, in place.
 
     models: of one architecture, on the data's device. A copy whose loss is not finite has diverged: its history ends there,
@@ -29,7 +29,7 @@ def train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, *, ep
     """
     before, state = [_copied(model) for model in models], generator.get_state()
     try:
-        return _train(models, masks, data, epochs, learning_rate, generator, batch_size)
+        return _train(models, masks, data, epochs, learning_rate, generator, batch_size, precision)
     except torch.OutOfMemoryError:
         if len(models) == 1:
             raise
@@ -40,7 +40,7 @@ def train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, *, ep
     for part in (slice(half), slice(half, None)):
         generator.set_state(state)
         histories += train(models[part], masks[part], data, epochs=epochs, learning_rate=learning_rate, generator=generator,
-                           batch_size=batch_size)
+                           batch_size=batch_size, precision=precision)
     return histories
 
 
@@ -49,7 +49,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rate: float,
-           generator: torch.Generator, batch_size: int) -> list[History]:
+           generator: torch.Generator, batch_size: int, precision: str) -> list[History]:
     if epochs:
         check_batchnorm(models[0].train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
     for model, its in zip(models, masks):
@@ -63,7 +63,8 @@ def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epoc
     histories = [History() for _ in models]
     with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
         for epoch in range(epochs + 1):
-            losses = _epoch(models[0], parameters, buffers, kept, optimizer, data, batch_size, generator) if epoch else None
+            losses = (_epoch(models[0], parameters, buffers, kept, optimizer, data, batch_size, generator, precision)
+                      if epoch else None)
             tested = _evaluate(models[0], parameters, buffers, data)
             for copy, history in enumerate(histories):
                 if history.diverged is None:
@@ -86,14 +87,15 @@ def _forward(model: nn.Module, parameters: dict, buffers: dict, images: Tensor) 
 
 
 def _epoch(model: nn.Module, parameters: dict, buffers: dict, kept: dict, optimizer: torch.optim.Optimizer, data: Data,
-           batch_size: int, generator: torch.Generator) -> Tensor:
+           batch_size: int, generator: torch.Generator, precision: str) -> Tensor:
     """One pass over the shuffled training images, in `trainer`'s order; returns each copy's mean loss per image."""
     model.train()
     order = trainer.order(data, generator)
     total = 0
     for index in order.split(batch_size):
         images, labels = trainer.batch(data, index, generator)
-        logits = _forward(model, parameters, buffers, images)
+        with trainer.computing(precision, images.device):
+            logits = _forward(model, parameters, buffers, images).to(images.dtype)
         losses = vmap(cross_entropy, in_dims=(0, None))(logits, labels)
         optimizer.zero_grad()
         losses.sum().backward()   # each copy's loss has a slope of 1: its gradient is its own
@@ -114,6 +116,5 @@ def _evaluate(model: nn.Module, parameters: dict, buffers: dict, data: Data) -> 
         best = logits.topk(min(5, logits.shape[2])).indices == labels[:, None]
         loss = vmap(lambda each: cross_entropy(each, labels, reduction="sum"))(logits).double()
         sums = sums + torch.stack([loss, best[:, :, 0].sum(1).double(), best.sum((1, 2)).double()])
-    losses, top1, top5 = (sums / torch.tensor([len(data.test_labels), 1, 1], device=sums.device)[:, None]).tolist()
-    return [{"test_loss": loss if math.isfinite(loss) else None, "top1": int(one), "top5": int(five)}
-            for loss, one, five in zip(losses, top1, top5)]
+    return [{"test_loss": loss / len(data.test_labels) if math.isfinite(loss) else None, "top1": int(one), "top5": int(five)}
+            for loss, one, five in sums.T.tolist()]

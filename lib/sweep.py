@@ -26,15 +26,16 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, workers: int | None = None,
         data_root: str | None = None, budget: float | None = None, say: Callable[[str], None] = print,
-        work: Callable | None = None, wait: bool = False, device: str = "cpu", stack: int = 1) -> list[str]:
+        work: Callable | None = None, wait: bool = False, device: str = "cpu", stack: int = 1,
+        precision: str = "float32") -> list[str]:
     """Computes the cells that are missing and adds each to the store as it finishes.
 
     wait: for another run that writes to the store, instead of refusing.
     work: (cell, data_root) -> record, `experiment.run` by default; `audit.run` for studies, which go the same way.
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started, nor before
-    it one that, by those of its kind that were computed in this run, would not end in time. device: where cells train.
-    stack: how many trained cells that differ in method and compression only are trained in lock-step (`lib.stack`).
+    it one that, by those of its kind that were computed in this run, would not end in time. device, precision: where and in
+    what cells train. stack: how many trained cells that differ in method and compression only train in lock-step (`lib.stack`).
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
     and the cells in flight, and only those, are lost; on this machine they go on from their last checkpoint.
     """
@@ -44,13 +45,15 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     own = executor is None
     workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
-    if own and work is None:   # elsewhere there may be no such folder
-        work = partial(experiment.run, checkpoints=store.path.parent / "checkpoints")
+    if work is None:
+        checkpoints = store.path.parent / "checkpoints" if own else None   # elsewhere there may be no such folder
+        work = partial(experiment.run, device=device, precision=precision, checkpoints=checkpoints)
+    together = partial(experiment.run_together, device=device, precision=precision)
     try:
         with store.writing(wait):  # reads again what another run has written since
             todo, at_once = missing(cells, store), workers if own else 64
             return _drain(tasks(todo, stack), len(todo), store, at_once, budget, say,
-                          submit=lambda task: executor.submit(compute, task, data_root, work, device))
+                          submit=lambda task: executor.submit(compute, task, data_root, work, together))
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
                         "No finished cell is lost.") from error
@@ -115,15 +118,15 @@ def _kind(task: tuple) -> tuple:
     return (len(task), cell.dataset, cell.model, getattr(cell, "epochs", cell))
 
 
-def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable | None = None,
-            device: str = "cpu") -> list[Record | str]:
+def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable = experiment.run,
+            together: Callable = experiment.run_together) -> list[Record | str]:
     """What a worker does, on one thread: each cell's record, or what went wrong with it."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False   # else a card rounds to ten bits what its records call float32
     if len(cells) > 1 and getattr(cells[0], "epochs", 0):
-        together = _tried(lambda: experiment.run_together(list(cells), data_root, device))
-        return [together] * len(cells) if isinstance(together, str) else together
-    given = {} if device == "cpu" else {"device": device}
-    return [_tried(lambda: (work or experiment.run)(cell, data_root, **given)) for cell in cells]
+        records = _tried(lambda: together(list(cells), data_root))
+        return [records] * len(cells) if isinstance(records, str) else records
+    return [_tried(lambda: work(cell, data_root)) for cell in cells]
 
 
 def _tried(compute: Callable):

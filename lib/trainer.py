@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from lib.scorers.common import check_batchnorm
 
 MOMENTUM = 0.9
 TEST_BATCH = 128
+# Of what layers compute in training; weights, momentum, loss and every test are float32 in both.
+PRECISIONS = ("float32", "bf16")
 SAVE_EVERY = 60   # seconds between checkpoints: a short cell writes none
 
 
@@ -29,17 +32,19 @@ class History(list):
 
 def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, learning_rate: float,
           generator: torch.Generator, batch_size: int = 128, said: Callable[[dict], None] | None = None,
-          checkpoint: Path | None = None) -> History:
+          checkpoint: Path | None = None, precision: str = "float32") -> History:
     """Applies `masks` and trains `model`, in place, for `epochs` epochs; tests it after every one.
 
     data: on the model's device, uint8. generator: a CPU generator; it alone decides on the order of the images, their
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
+    precision: one of `PRECISIONS`.
     checkpoint: a file to which the training goes now and then, and from which, where it exists, it goes on, bit for bit
     as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, and
     for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
     """
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
+    model.to(memory_format=getattr(model, "layout", torch.preserve_format))
     pruning.apply(model, masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
     history, state = History(), {"model": model, "optimizer": optimizer, "generator": generator}
@@ -47,7 +52,7 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     saved = time.monotonic()
     with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
         for epoch in range(len(history), epochs + 1):
-            loss = _epoch(model, optimizer, data, batch_size, generator) if epoch else None
+            loss = _epoch(model, optimizer, data, batch_size, generator, precision) if epoch else None
             finite = loss is None or math.isfinite(loss)
             history.append({"epoch": epoch, "train_loss": loss if finite else None} | evaluate(model, data))
             if said:
@@ -91,15 +96,22 @@ def _resume(checkpoint: Path | None, state: dict, history: History) -> None:
                         "and the cell starts anew.") from error
 
 
+def computing(precision: str, device: torch.device) -> AbstractContextManager:
+    """A context in which layers compute in this precision; one step long, since it keeps the weights that it has cast."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batch_size: int,
-           generator: torch.Generator) -> float:
+           generator: torch.Generator, precision: str) -> float:
     """One pass over the shuffled training images; returns the mean loss per image."""
     model.train()
     shuffled = order(data, generator)
     total = torch.zeros((), device=shuffled.device)
     for index in shuffled.split(batch_size):
         images, labels = batch(data, index, generator)
-        loss = cross_entropy(model(images), labels)
+        with computing(precision, images.device):
+            logits = model(images).to(images.dtype)
+        loss = cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import torch
 
 from lib import UserError, experiment, models, pruning, stack, trainer
 from lib.experiment import Cell
-from tests.test_trainer import images, seeded
+from tests.test_trainer import noise, seeded
 
 METHODS = ("GlobalMag", "Random", "LayerMag")
 
@@ -20,13 +20,6 @@ def networks(name="chain", count=3, dtype=torch.float64):
         models.initialise(model, "own", seeded(seed))
         made.append(model.to(dtype))
     return made
-
-
-def noise(shape, augmented, train=40, test=50):
-    data = images(train, test, augmented=augmented)
-    draw = lambda count: torch.randint(256, (count, *shape), generator=seeded(2), dtype=torch.uint8)
-    channels = shape[0]
-    return replace(data, train_images=draw(train), test_images=draw(test), mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
 def sparse(made):
@@ -45,6 +38,17 @@ def double(monkeypatch):
     """Batches in float64: then rounding stays below 1e-10, and whatever is more is a mistake."""
     plain = trainer.Data.normalise
     monkeypatch.setattr(trainer.Data, "normalise", lambda self, pixels: plain(self, pixels).double())
+
+
+def test_copies_in_bf16_are_what_each_is_alone_in_bf16(monkeypatch):
+    monkeypatch.undo()
+    data = noise((3, 32, 32), augmented=True)
+    together, apart = networks("resnet20", dtype=torch.float32), networks("resnet20", dtype=torch.float32)
+    masks, recipe = sparse(together), RECIPE | {"precision": "bf16"}
+    histories = stack.train(together, masks, data, generator=seeded(5), **recipe)
+    for history, expected in zip(histories, alone(apart, masks, data, **recipe)):
+        assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.02)   # 8 bits, summed in another order
+    assert all(value.dtype == torch.float32 for model in together for value in model.parameters())
 
 
 @pytest.mark.parametrize("name, shape", [("cnn", (1, 28, 28)), ("vgg16", (3, 32, 32)), ("resnet20", (3, 32, 32))])

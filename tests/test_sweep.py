@@ -148,10 +148,10 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(store, fill):
 
 
 def test_an_unforeseen_failure_is_reported_too_also_among_masks(store, monkeypatch, fill):
-    def run(cell, root=None):
+    def run(cell, root=None, **rest):
         if cell == MASKS[0]:
             raise KeyError("conv7")
-        return plain(cell, root)
+        return plain(cell, root, **rest)
 
     plain = experiment.run
     monkeypatch.setattr(experiment, "run", run)
@@ -186,13 +186,19 @@ def test_cells_that_differ_in_method_and_compression_only_train_together(store, 
     assert all(len(record.history) == 2 for record in store.records.values())
 
 
+@pytest.mark.parametrize("stack", [1, 2])
+def test_the_records_say_in_what_precision_they_trained(store, fill, stack):
+    assert fill(store, SHORT[:2], stack=stack, precision="bf16") == []
+    assert [record.run["precision"] for record in store.records.values()] == ["bf16"] * 2
+
+
 def test_a_group_that_fails_costs_itself_and_nothing_else(store, monkeypatch, fill):
     plain = experiment.run_together
 
-    def lost(cells, *rest):
+    def lost(cells, root, **rest):
         if SHORT[0] in cells:
             raise RuntimeError("the device is gone")
-        return plain(cells, *rest)
+        return plain(cells, root, **rest)
 
     monkeypatch.setattr(experiment, "run_together", lost)
     failures = fill(store, SHORT, stack=2)

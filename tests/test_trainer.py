@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lib import UserError, pruning, trainer
+from lib import UserError, models, pruning, trainer
 from lib.data import Data
 from tests.nets import chain
 
@@ -27,6 +27,13 @@ def images(train=TRAIN, test=TEST, classes=3, augmented=False):
     labels = lambda count: torch.randint(classes, (count,), generator=generator)
     return Data("noise", pixels(train), labels(train), pixels(test), labels(test), tuple(map(str, range(classes))),
                 (0.5,), (0.25,), augmented, stand_in=True)
+
+
+def noise(shape, augmented, train=40, test=50):
+    data = images(train, test, augmented=augmented)
+    draw = lambda count: torch.randint(256, (count, *shape), generator=seeded(2), dtype=torch.uint8)
+    channels = shape[0]
+    return replace(data, train_images=draw(train), test_images=draw(test), mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
 def network(dropout=False):
@@ -71,6 +78,28 @@ def test_steps_are_nesterovs_on_masked_gradients():
                 value -= rate * (slope + 0.9 * velocity[name])
     train(net, data, masks, epochs=3, learning_rate=rate)
     assert torch.allclose(values(net), values(twin), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_bf16_changes_a_step_as_much_as_rounding_the_images_to_its_eight_bits_does(name, monkeypatch):
+    data, plain = noise((3, 32, 32), augmented=True, train=32), Data.normalise
+    rounded = lambda self, pixels: plain(self, pixels) * (1 + 2**-8 * torch.randn(pixels.shape, generator=seeded(4)))
+
+    def step(precision="float32"):
+        net = models.build(name, 3, 0.25)
+        models.initialise(net, "own", seeded())
+        masks, before = half(net), copy.deepcopy(net)
+        history = train(net, data, masks, epochs=1, batch_size=32, learning_rate=1e-3, precision=precision)
+        assert all(value.dtype == torch.float32 for value in net.parameters())
+        assert all((weight[~masks[key]] == 0).all() for key, weight in pruning.prunable(net).items())
+        change = [(after - first)[after != 0] for after, first in zip(net.parameters(), before.parameters())]
+        return torch.cat(change).detach(), history[-1]["train_loss"]
+
+    (exact, loss), (bf16, bf16_loss) = step(), step("bf16")
+    monkeypatch.setattr(Data, "normalise", rounded)
+    noisy, _ = step()
+    assert 0.3 < float((bf16 - exact).norm() / (noisy - exact).norm()) < 3
+    assert bf16_loss == pytest.approx(loss, rel=0.02)
 
 
 def test_pruned_weights_are_zero_at_every_epoch_and_the_others_learn():
