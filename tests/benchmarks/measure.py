@@ -23,8 +23,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    result.add_argument("--data", help="folder of mnist.npz ($FORESIGHT_DATA, else the cache or a download)")
-    result.add_argument("--digits", action="store_true", help="scikit-learn's digits, repeated, for MNIST")
+    result.add_argument("--data", help="folder of mnist.npz, cifar10.npz ($FORESIGHT_DATA, else the cache or a download)")
+    result.add_argument("--digits", action="store_true", help="stand-ins, repeated: scikit-learn's digits for MNIST, shapes10 for CIFAR-10")
     result.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn (5)")
     return result
 
@@ -38,9 +38,9 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def images(options: argparse.Namespace, train: int, test: int = 1) -> data.Data:
-    """The first `train` and `test` images of MNIST; digits, of which there are fewer, again and again."""
-    source = _load("digits" if options.digits else "mnist", options.data)
+def images(options: argparse.Namespace, train: int, test: int = 1, name: str = "mnist") -> data.Data:
+    """The first `train` and `test` images of a set; of a stand-in, which has fewer, again and again."""
+    source = _load({"mnist": "digits", "cifar10": "shapes10"}[name] if options.digits else name, options.data)
     pick = {}
     for split, count in (("train", train), ("test", test)):
         index = torch.arange(count) % len(getattr(source, f"{split}_labels"))
