@@ -69,7 +69,8 @@ def test_the_records_of_a_network_share_the_sizes_of_its_layers():
     assert all(a is b for a, b in zip(read[0].report["sizes"], read[1].report["kept"], strict=True))
 
 
-@pytest.mark.parametrize("report", [{}, {"sizes": {}}, {"sizes": {"a": 1}}, {"kept": {"a": 1}}, {"sizes": {"a": 1}, "kept": {"b": 1}}])
+@pytest.mark.parametrize("report", [
+    {}, {"sizes": {}}, {"sizes": {"a": 1}}, {"kept": {"a": 1}}, {"sizes": {"a": 1}, "kept": {"b": 1}}])
 def test_a_report_without_layers_is_read_as_it_is(report):
     record = Record(CELL.key, experiment.VERSION, CELL, report, [], 10)
     assert Record.from_json(record.to_json()) == record

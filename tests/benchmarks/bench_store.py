@@ -89,7 +89,8 @@ def reading(folder: Path, options) -> None:
     with open(path, "w") as file:
         file.writelines(record.to_json() + "\n" for record in islice(records(), options.records))
     print(f"{options.records:,} records, {path.stat().st_size / 2**20:.0f} MB")
-    turns, others = measure.by_turns({name: lambda side=side: alone(side, path) for name, side in SIDES.items()}, options.rounds)
+    sides = {name: lambda side=side: alone(side, path) for name, side in SIDES.items()}
+    turns, others = measure.by_turns(sides, options.rounds)
     results = {name: [turn.value for turn in each] for name, each in turns.items()}
     for name, each in results.items():
         ratios = [result.processor / plain.processor for result, plain in zip(each, results["json.loads"])]

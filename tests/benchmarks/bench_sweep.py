@@ -78,8 +78,8 @@ def cost(options) -> None:
             "store": lambda: added(options.idle),
         }, options.rounds)
     for name, each in turns.items():
-        what = "adding its record alone" if name == "store" else f"{name}, {options.workers} workers: a cell that does nothing"
-        print(f"{what} takes {measure.middle([1e3 / turn.value for turn in each])} ms")
+        what = f"{name}, {options.workers} workers: a cell that does nothing"
+        print(f"{'adding its record alone' if name == 'store' else what} takes {measure.middle([1e3 / turn.value for turn in each])} ms")
     print(f"other programs took {100 * others:.0f} % of the processor", flush=True)
 
 
