@@ -38,7 +38,7 @@ class Cell:
     def __post_init__(self):
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
-            if type(value) is not kind and (name, value) != ("train_images", None):
+            if type(value) is not kind and not (name == "train_images" and value is None):
                 object.__setattr__(self, name, _number(name, value, kind))
         if self.dataset not in data.NAMES:
             raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")

@@ -147,7 +147,7 @@ def _kind(paths: list[Path]) -> type:
     answers = set()
     for path in paths:
         with suppress(OSError), open(path, "rb") as file:  # what is wrong with it, reading it says
-            answers |= {b'"study":' in first for first in islice(file, 1)}
+            answers |= {b'"study":' in first for first in islice(file, 1) if first.endswith(b"\n")}
     if len(answers) > 1:
         raise UserError("Records (results.jsonl) and answers (audit.jsonl) do not go into one store: merge them apart.")
     if True not in answers:

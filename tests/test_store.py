@@ -337,7 +337,9 @@ def test_the_command_merges_records_or_answers(tmp_path, path, kind, made):
     filled(path, made(5))
     one, two = filled(tmp_path / "one", made(1), made(0)), filled(tmp_path / "two", made(2), made(1))
     (tmp_path / "empty").touch()
-    assert store.main(["merge", *map(str, (path, tmp_path / "empty", one, two))]) == 0
+    (tmp_path / "torn").write_text('{"key":')
+    with pytest.warns(UserWarning, match="torn"):
+        assert store.main(["merge", *map(str, (path, tmp_path / "empty", tmp_path / "torn", one, two))]) == 0
     assert path.read_text() == lines(made(5), made(1), made(0), made(2)) and len(Store(path, kind)) == 4
 
 

@@ -42,9 +42,10 @@ def executor(kind: str, workers: int) -> Iterator[Executor | None]:
     if kind == "pool":
         yield None
         return
-    with TemporaryDirectory() as folder, LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, protocol="tcp", dashboard_address=":0",
-            local_directory=folder, silence_logs=logging.CRITICAL) as cluster, Client(cluster.scheduler_address) as client:
+    with (TemporaryDirectory() as folder,
+          LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, protocol="tcp", dashboard_address=":0",
+                       local_directory=folder, silence_logs=logging.CRITICAL) as cluster,
+          Client(cluster.scheduler_address) as client):
         yield client.get_executor()
 
 
