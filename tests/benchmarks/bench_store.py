@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=100_000, help="records that are read (100000)")
     parser.add_argument("--adds", type=int, default=1000, help="records that are added in a turn (1000)")
     parser.add_argument("--folder", help="where the stores are written (a temporary folder)")
-    parser.set_defaults(rounds=3)
     options = parser.parse_args()
     print(measure.machine(), flush=True)
     with TemporaryDirectory(dir=options.folder) as folder:

@@ -79,8 +79,8 @@ def cost(options) -> None:
             "store": lambda: added(options.idle),
         }, options.rounds)
     for name, each in turns.items():
-        what = f"{name}, {options.workers} workers: a cell that does nothing"
-        print(f"{'adding its record alone' if name == 'store' else what} takes {measure.middle([1e3 / turn.value for turn in each])} ms")
+        what = "adding its record" if name == "store" else "a cell that does nothing"
+        print(f"{name}: {what} takes {measure.middle([1e3 / turn.value for turn in each])} ms")
     print(f"other programs took {100 * others:.0f} % of the processor", flush=True)
 
 
@@ -102,11 +102,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="workers of each side (2)")
     parser.add_argument("--idle", type=int, default=2000, help="cells that do nothing, of each turn (2000)")
     parser.add_argument("--cells", type=int, default=100, help="real cells of each turn (100)")
-    parser.set_defaults(rounds=3)
     options = parser.parse_args()
     if min(options.workers, options.idle, options.cells) < 2:
         raise UserError("At least two workers and two cells, please.")
-    print(measure.machine(), flush=True)
+    print(f"{measure.machine()}; {options.workers} workers", flush=True)
     cost(options)
     for kind in ("pool", "Dask"):
         efficiency(kind, options)
