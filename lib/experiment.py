@@ -36,11 +36,10 @@ class Cell:
     train_images: int | None = None   # the first so many of the training set; None: all
 
     def __post_init__(self):
-        for name in ("compression", "learning_rate", "width"):
-            object.__setattr__(self, name, _number(name, getattr(self, name), float))
-        for name in ("seed", "epochs", "batch_size", "score_images", "train_images"):
-            if name != "train_images" or self.train_images is not None:
-                object.__setattr__(self, name, _number(name, getattr(self, name), int))
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) is not kind and not (name == "train_images" and value is None):
+                object.__setattr__(self, name, _number(name, value, kind))
         if self.dataset not in data.NAMES:
             raise UserError(f"Unknown data set {self.dataset!r}: choose one of {', '.join(data.NAMES)}.")
         if self.model not in models.NAMES:
@@ -85,6 +84,10 @@ class Cell:
         return f"{self.dataset}/{self.model} {self.method} r={self.compression:g} seed {self.seed}"
 
 
+_NUMBERS = {"compression": float, "learning_rate": float, "width": float,
+            "seed": int, "epochs": int, "batch_size": int, "score_images": int, "train_images": int}
+
+
 def _number(name: str, value: object, kind: type) -> int | float:
     """The value as an int or a float; raises `UserError` for what is neither, and for what is cut to become one."""
     try:
@@ -114,8 +117,9 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
-        """The record of such a line; raises ValueError, KeyError or TypeError for anything else."""
+        """The record of such a line; raises ValueError, KeyError, TypeError or AttributeError for anything else."""
         values = json.loads(line)
+        _share_layers(values["report"])
         return cls(**{**values, "cell": Cell(**values["cell"])})
 
     def summary(self) -> str:
@@ -125,6 +129,17 @@ class Record:
         if not self.history:
             return compression
         return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}"
+
+
+_layers: dict[tuple, dict[str, int]] = {}   # of each network, as it was read first
+
+
+def _share_layers(report: dict) -> None:
+    """Gives the reports of one network the same names and sizes of layers, which are half of what they would take."""
+    sizes, kept = report.get("sizes", {}), report.get("kept", {})
+    if sizes and list(sizes) == list(kept):
+        report["sizes"] = _layers.setdefault((*sizes, *sizes.values()), sizes)
+        report["kept"] = dict(zip(report["sizes"], kept.values()))
 
 
 def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoints: Path | None = None,

@@ -1,16 +1,17 @@
 """The records of finished cells: append-only JSON lines, safe against crashes, rivals and full disks.
 
-`python -m lib.store merge OUT IN [IN ...]` merges stores by key.
+`python -m lib.store merge OUT IN [IN ...]` merges stores by key: `results.jsonl`, or `audit.jsonl`.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -103,10 +104,11 @@ class Store:
         self.records: dict[str, Record] = {}
         self._end = 0
         self._size = self._size_now()
-        for record, line in _scan(self.path, self.kind):
-            self._end += len(line)
-            if isinstance(record, self.kind):
-                _keep(self.records, record)
+        with _uncollected():
+            for record, line in _scan(self.path, self.kind):
+                self._end += len(line)
+                if isinstance(record, self.kind):
+                    _keep(self.records, record)
 
 
 def read(paths: Iterable[str | Path]) -> dict[str, Record]:
@@ -119,27 +121,42 @@ def read(paths: Iterable[str | Path]) -> dict[str, Record]:
 
 
 def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
-    """Writes the records of `inputs` to `out`, all at once, and returns how many `out` now has.
+    """Writes the records of `inputs`, or the answers, to `out`, all at once, and returns how many `out` now has.
 
     What `out` held already stays and comes first; torn lines and records of an older version do not go along.
+    Raises `UserError` where a store is missing or cannot be used, and for records beside answers.
     """
     out, inputs = Path(out), [Path(path) for path in inputs]
     for path in inputs:
         if not path.is_file():
             raise UserError(f"There is no store {path} to merge: check the name.")
-    with _locked(out):
-        merged: dict[str, Record] = {}
+    with _locked(out), _uncollected():
+        kind, runs = _kind([out, *inputs]), {}
         lines: dict[str | bytes, bytes] = {}  # as they stand in their stores, to the byte
-        for record, line in chain.from_iterable(map(_scan, (out, *inputs))):
-            if isinstance(record, Record) and _keep(merged, record):
-                lines[record.key] = line
+        for record, line in chain.from_iterable(_scan(path, kind) for path in (out, *inputs)):
+            if isinstance(record, kind) and _wins(record.run, runs.get(record.key)):
+                lines[record.key], runs[record.key] = line, record.run
             elif record is FOREIGN:
                 lines[line] = line
         _replace(out, b"".join(lines.values()))
     return len(lines)
 
 
-def _scan(path: Path, kind: type = Record) -> Iterator[tuple[Record | object, bytes]]:
+def _kind(paths: list[Path]) -> type:
+    """What the first lines of some stores hold: `Record`, or `Answer`, which has a study. Raises `UserError` for both."""
+    answers = set()
+    for path in paths:
+        with suppress(OSError), open(path, "rb") as file:  # what is wrong with it, reading it says
+            answers |= {b'"study":' in first for first in islice(file, 1) if first.endswith(b"\n")}
+    if len(answers) > 1:
+        raise UserError("Records (results.jsonl) and answers (audit.jsonl) do not go into one store: merge them apart.")
+    if True not in answers:
+        return Record
+    from lib.audit import Answer  # here, because lib.audit imports this module
+    return Answer
+
+
+def _scan(path: Path, kind: type) -> Iterator[tuple[Record | object, bytes]]:
     """The whole lines of a store, each with its record, OLDER or FOREIGN."""
     older = foreign = 0
     try:
@@ -207,17 +224,28 @@ def _parse(line: bytes, kind: type) -> tuple[int, Record | object | None]:
     raise UserError(f"{reason}: {ADVICE}")
 
 
-def _keep(records: dict[str, Record], record: Record) -> bool:
-    """Adds a record where its key has none yet, or where it has float32 and the one there has not. Did it?"""
+def _keep(records: dict[str, Record], record: Record) -> None:
+    """Adds a record where it wins over the one of its key that is there."""
     known = records.get(record.key)
-    if known is not None and (_precise(known) or not _precise(record)):
-        return False
-    records[record.key] = record
-    return True
+    if _wins(record.run, known and known.run):
+        records[record.key] = record
 
 
-def _precise(record: Record) -> bool:
-    return record.run.get("precision") == "float32"
+def _wins(run: dict, known: dict | None) -> bool:
+    """Does a record of this `run` count? Where its key has none yet, or where it has float32 and the one there has not."""
+    return known is None or (run.get("precision") == "float32" and known.get("precision") != "float32")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector: while records come, it would go over all of them again and again, and free nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _write(file, data: bytes) -> None:
@@ -267,8 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.store", description="Stores of finished cells.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("merge", help="merge stores by key; what OUT holds already stays")
-    command.add_argument("out", metavar="OUT", help="the results.jsonl to write")
-    command.add_argument("inputs", metavar="IN", nargs="+", help="the results.jsonl to read")
+    command.add_argument("out", metavar="OUT", help="the results.jsonl, or audit.jsonl, to write")
+    command.add_argument("inputs", metavar="IN", nargs="+", help="the files of the same kind to read")
     options = parser.parse_args(arguments)
     try:
         print(f"{options.out}: {merge(options.out, options.inputs)} records")

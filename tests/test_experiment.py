@@ -61,6 +61,21 @@ def test_a_record_goes_to_json_and_back():
         replace(record, report={"compression": math.nan}).to_json()
 
 
+def test_the_records_of_a_network_share_the_sizes_of_its_layers():
+    one, other, wide = (experiment.run(replace(CELL, epochs=0, **change)) for change in ({}, {"seed": 2}, {"width": 0.3}))
+    read = [Record.from_json(record.to_json()) for record in (one, other, wide)]
+    assert read == [one, other, wide]
+    assert read[0].report["sizes"] is read[1].report["sizes"] is not read[2].report["sizes"]
+    assert all(a is b for a, b in zip(read[0].report["sizes"], read[1].report["kept"], strict=True))
+
+
+@pytest.mark.parametrize("report", [
+    {}, {"sizes": {}}, {"sizes": {"a": 1}}, {"kept": {"a": 1}}, {"sizes": {"a": 1}, "kept": {"b": 1}}])
+def test_a_report_without_layers_is_read_as_it_is(report):
+    record = Record(CELL.key, experiment.VERSION, CELL, report, [], 10)
+    assert Record.from_json(record.to_json()) == record
+
+
 def test_a_record_holds_what_its_readers_need():
     record = experiment.run(CELL)
     whole = images(CELL)

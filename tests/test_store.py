@@ -1,6 +1,7 @@
 """The store loses nothing that `add` returned for, whatever happens to the process, the disk or the file."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import warnings
 import pytest
 
 from lib import UserError, store
+from lib.audit import Answer, Study
 from lib.experiment import VERSION, Cell, Record
 from lib.store import Store
 
@@ -27,6 +29,11 @@ def record(seed=0, precision="float32", top1=7):
     history = [{"epoch": 0, "train_loss": None, "test_loss": 2.3, "top1": top1, "top5": 50}]
     run = {"precision": precision}
     return Record(cell(seed).key, VERSION, cell(seed), {"compression": 4.0}, history, 100, run)
+
+
+def answer(seed=0):
+    study = Study("signed", "digits", "cnn", "GraSP", seed)
+    return Answer(study.key, VERSION, study, [{"below": 0.5}], {"precision": "float32"})
 
 
 def lines(*records):
@@ -323,6 +330,44 @@ def test_merge_writes_the_union_and_keeps_what_was_there(tmp_path, path):
     assert store.merge(path, [one, two]) == 4 and store.merge(path, [two]) == 4
     assert path.read_text() == lines(record(5), record(1), record(0), record(2))
     assert one.read_text() == lines(record(1, "bf16"), record(0)), "an input changed"
+
+
+@pytest.mark.parametrize("kind, made", [(Record, record), (Answer, answer)])
+def test_the_command_merges_records_or_answers(tmp_path, path, kind, made):
+    filled(path, made(5))
+    one, two = filled(tmp_path / "one", made(1), made(0)), filled(tmp_path / "two", made(2), made(1))
+    (tmp_path / "empty").touch()
+    (tmp_path / "torn").write_text('{"key":')
+    with pytest.warns(UserWarning, match="torn"):
+        assert store.main(["merge", *map(str, (path, tmp_path / "empty", tmp_path / "torn", one, two))]) == 0
+    assert path.read_text() == lines(made(5), made(1), made(0), made(2)) and len(Store(path, kind)) == 4
+
+
+@pytest.mark.parametrize("kept, other", [(record(0), answer(1)), (answer(0), record(1))])
+def test_merge_refuses_records_beside_answers(tmp_path, path, kept, other):
+    filled(path, kept)
+    with pytest.raises(UserError, match="merge them apart"):
+        store.merge(path, [filled(tmp_path / "other", other)])
+    with pytest.raises(UserError, match="merge them apart"):
+        store.merge(tmp_path / "new", [path, tmp_path / "other"])
+    assert path.read_text() == lines(kept) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_reading_and_merging_leave_the_garbage_collector_as_it_was(tmp_path, path, enabled):
+    corrupt = filled(tmp_path / "corrupt", record())
+    corrupt.write_text("nonsense\n" + corrupt.read_text())
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        store.merge(path, [filled(tmp_path / "one", record())])
+        assert Store(path).records and gc.isenabled() == enabled
+        for fails in (lambda: Store(corrupt), lambda: store.merge(path, [corrupt])):
+            with pytest.raises(UserError, match="line 1"):
+                fails()
+            assert gc.isenabled() == enabled
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 def test_merge_on_a_full_disk_leaves_everything_as_it_was(tmp_path, path, monkeypatch):
