@@ -34,7 +34,7 @@ def _frame(name: str) -> pd.DataFrame:
     """A profile's cells at its main learning rate, from the committed store, wherever a run may put its own."""
     grid = profile.load(name)
     frame = tables.frame(Store(ROOT / "outputs" / name / "results.jsonl").records.values(), grid.cells())
-    return frame[frame["learning_rate"] == grid.learning_rate]
+    return tables.at_rate(frame, grid.learning_rate)
 
 
 def _done(frame: pd.DataFrame) -> str:
