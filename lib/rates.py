@@ -41,7 +41,7 @@ def among_first(frame: pd.DataFrame) -> int | None:
 
 
 def closed(frame: pd.DataFrame) -> dict[str, list[int]]:
-    """Of the thesis's top four, those whose `@run` masks let nothing pass at r = 64, with the seeds of which that is known."""
+    """Of the thesis's top four, those whose `@run` masks let nothing pass at r = 64, with the seeds of which it is known."""
     rows = claims.View(frame, "run").rows("cnn", 10)
     rows = rows[(rows["compression"] == 64) & rows["collapsed"].eq(True) & rows["base"].isin(claims.TOP_FOUR)]
     return {base: sorted(part["seed"].unique().tolist()) for base, part in rows.groupby("base")}
@@ -82,13 +82,16 @@ def _by_seed(rows: pd.DataFrame, claim: claims.Claim) -> str:
 def verdict_on(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
     """Which rates are compatible with what the thesis says of MNIST, which are not, and how sure that is."""
     rates = _asked(rates)
-    head = f"What the thesis says of the CNN on MNIST, at learning rate{'s' if len(rates) > 1 else ''} {_and(f'{rate:g}' for rate in rates)}."
+    head = (f"What the thesis says of the CNN on MNIST, at learning rate{'s' if len(rates) > 1 else ''} "
+            f"{_and(f'{rate:g}' for rate in rates)}.")
     if len(rates) < 2:
         return f"{head} This profile has no second learning rate."
     answers = {rate: [claims.judge(claim, _paired(frame, rate, rates), "run") for claim in STATEMENTS] for rate in rates}
     decided = {rate: all(obtained != DASH for obtained, _ in found) for rate, found in answers.items()}
-    told = [_compatible(rate, found) if decided[rate] else f"{rate:g}: {NOT_RUN} ({_there(at_rate(frame, rate))})." for rate, found in answers.items()]
-    told += [f"Whatever the rate, {base} cannot train at r = 64: its @run mask lets nothing pass (seeds {', '.join(map(str, seeds))})."
+    told = [_compatible(rate, found) if decided[rate] else f"{rate:g}: {NOT_RUN} ({_there(at_rate(frame, rate))})."
+            for rate, found in answers.items()]
+    told += [f"Whatever the rate, {base} cannot train at r = 64: its @run mask lets nothing pass "
+             f"(seeds {', '.join(map(str, seeds))})."
              for base, seeds in closed(at_rate(frame, rates[0])).items()]
     if not all(decided.values()):
         return " ".join([head, *told, "So the two cannot be compared yet."])
@@ -114,9 +117,11 @@ def _which(frame: pd.DataFrame, answers: dict[float, list[tuple[str, str]]]) -> 
     same = sum(one == other for one, other in zip(first, second, strict=True))
     differ = sum(one[1] != other[1] for one, other in zip(first, second, strict=True))
     places = {rate: among_first(_paired(frame, rate, list(answers))) for rate in answers}
-    return (f"{same} of the statements come out alike to the digit, as all must that ask for masks, which no learning rate moves. "
-            + (f"On {differ} the verdict differs" if differ else "On none does the verdict differ, so they do not tell the rates apart")
-            + f". Among the first four at r = 64 are {_and(f'{_count(count)} of the thesis at {rate:g}' for rate, count in places.items())}.")
+    both = _and(f"{_count(count)} of the thesis at {rate:g}" for rate, count in places.items())
+    return (f"{same} of the statements come out alike to the digit, as all must that ask for masks, which no learning rate "
+            "moves. " + (f"On {differ} the verdict differs." if differ else
+                         "On none does the verdict differ, so they do not tell the rates apart.")
+            + f" Among the first four at r = 64 are {both}.")
 
 
 def _how_sure(frame: pd.DataFrame, rate: float) -> str:
@@ -142,7 +147,8 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
     Its SynFlow rows are an unpruned network's (released-code reading: NaN drops nothing), so the dense cell stands for them.
     """
     rates, lines, nearer = _asked(rates), [], []
-    printed = tables.thesis().query("model == 'resnet56' and dataset == 'cifar10'").set_index(["method", "compression"])["top1"]
+    printed = tables.thesis().query("model == 'resnet56' and dataset == 'cifar10'")
+    printed = printed.set_index(["method", "compression"])["top1"]
     for (base, ratio), method, compression in _known():
         line = {"printed for": f"{base}, r = {ratio:g}", "cell": f"{method}, r = {compression:g}",
                 "printed": f"{printed[base, ratio]:.2f}"}
@@ -151,9 +157,9 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
         if len(rates) > 1 and None not in ours.values():
             nearer.append(min(rates, key=lambda rate: abs(ours[rate] - printed[base, ratio])))
     counts = _and(f"{rate:g} in {nearer.count(rate)}" for rate in rates) if nearer else NOT_RUN
-    return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f}); its SynFlow rows are "
-                 f"an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at both rates; nearer to the printed one: "
-                 f"{counts}.", pd.DataFrame(lines))
+    return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f}); "
+                 f"its SynFlow rows are an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at both "
+                 f"rates; nearer to the printed one: {counts}.", pd.DataFrame(lines))
 
 
 def _known() -> list[tuple[tuple[str, int], str, int]]:
@@ -182,7 +188,8 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
         rows = tables.select(_paired(frame, rate, rates), dataset, "cnn")
         names = figures._names(rows, "run")
         counted.append(tables.coverage(rows, names, figures._ratios(rows), column))
-        parts.append(figures._lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column).assign(learning_rate=rate))
+        drawn = rows[rows["method"].isin(names) | (rows["base"] == "Dense")]
+        parts.append(figures._lines(axis, drawn, column).assign(learning_rate=rate))
         for line in axis.get_lines():
             if line.get_label() not in claims.TOP_FOUR:
                 line.set_alpha(0.3)

@@ -72,7 +72,8 @@ class Comparison:
         return [(place, last) for place, last in enumerate(reach) if last > place and last > max(reach[:place], default=0)]
 
 
-def compare(frame: pd.DataFrame, dataset: str, model: str, reading: str, ratios: Iterable[float] | None = None) -> Comparison:
+def compare(frame: pd.DataFrame, dataset: str, model: str, reading: str,
+            ratios: Iterable[float] | None = None) -> Comparison:
     """Top-1, in the reading's accounting, averaged over these ratios (by default all above 1), method by method and seed by
     seed. Seeds that lack a cell are left out. Raises `UserError` where the frame mixes recipes, such as learning rates."""
     rows = tables.select(frame, dataset, model)
@@ -115,7 +116,7 @@ def sentences(found: Comparison) -> str:
     first = [name for name in found.names if name not in beaten]
     steps = [f"{above} over {below}" for above, below in itertools.pairwise(found.names) if found.apart(above, below)]
     moving = found.values.std(ddof=1)
-    spread = moving[moving > 0].median()    # dead networks give the same answer in every seed
+    spread = moving[moving > 1e-9].median()    # dead networks give the same answer in every seed
     head = (f"A seed alone moves a method by {spread:.2f} points (median standard deviation over seeds {_seeds(found)}); "
             f"of {len(pairs)} differences between methods {len(better)} are larger than seeds explain "
             f"(paired t, Holm, {100 * LEVEL:g} %)")
@@ -128,9 +129,17 @@ def sentences(found: Comparison) -> str:
 
 
 def _where(found: Comparison) -> str:
-    ratios = found.ratios
-    return (f"{'@run' if found.reading == 'run' else found.reading}, "
-            + (f"mean over r = {ratios[0]:g} to {ratios[-1]:g}" if len(ratios) > 1 else f"r = {ratios[0]:g}" if ratios else "no ratio"))
+    return f"{_reading(found)}, {_at(found.ratios)}"
+
+
+def _reading(found: Comparison) -> str:
+    return "@run" if found.reading == "run" else found.reading
+
+
+def _at(ratios: list[float]) -> str:
+    if len(ratios) > 1:
+        return f"mean over r = {ratios[0]:g} to {ratios[-1]:g}"
+    return f"r = {ratios[0]:g}" if ratios else "no ratio"
 
 
 def _seeds(found: Comparison) -> str:
@@ -142,16 +151,17 @@ def _untestable(found: Comparison) -> str:
         return "no cells in this profile."
     told = ", ".join(f"{seed}: {k} of {n}" for seed, (k, n) in found.seeds.items())
     whole = len(found.values)
-    return (f"{whole or 'no'} seed{'s' if whole != 1 else ''} of {len(found.seeds)} {'have' if whole > 1 else 'has'} all cells "
-            f"(cells by seed: {told}), so what a seed alone moves is not known and no difference can be tested.")
+    return (f"{whole or 'none'} of {len(found.seeds)} seeds has all its cells ({told}), so what a seed alone moves is not "
+            "known and no difference can be tested.")
 
 
 def _by_ranks(found: Comparison) -> str:
     seeds, widest = len(found.values), found.ranks.max() - found.ranks.min()
-    friedman = (f"Friedman's test over {seeds} seeds gives p = {stats.friedmanchisquare(*found.values.T.to_numpy()).pvalue:.2g}, "
-                if len(found.names) > 2 and found.values.nunique(axis=1).gt(1).any() else "")
-    return (f"By ranks alone: {friedman}Nemenyi's critical difference is {found.critical_difference:.1f} ranks, where the mean "
-            f"ranks differ by at most {widest:.1f}; Wilcoxon's signed-rank p cannot fall below {2 / 2 ** seeds:g} "
+    uneven = len(found.names) > 2 and found.values.nunique(axis=1).gt(1).any()
+    p = stats.friedmanchisquare(*found.values.T.to_numpy()).pvalue if uneven else 1.0
+    return (f"By ranks alone: Friedman's test over {seeds} seeds gives p = {p:.2g}, Nemenyi's critical difference is "
+            f"{found.critical_difference:.1f} ranks, where the mean ranks differ by at most {widest:.1f}; Wilcoxon's "
+            f"signed-rank p cannot fall below {2 / 2 ** seeds:g} "
             f"for a pair{', so it can reject nothing' if 2 / 2 ** seeds > LEVEL else ''}.")
 
 
@@ -160,8 +170,9 @@ def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
     found = [compare(frame, dataset, model, reading, ratios) for reading in READINGS]
     lines = [line for comparison in found for line in _lines(comparison)]
     columns = ["reading", "method", "mean top-1", "mean rank", "better than", "not told apart from"]
-    caption = (f"{tables.label(model)} on {tables.label(dataset)}: top-1 in percent, mean ± 95 % interval of Student's t over seeds. "
-               "“Better than”: by the paired t-test, whose normal differences so few seeds cannot check. " + " ".join(map(sentences, found)))
+    caption = (f"{tables.label(model)} on {tables.label(dataset)}: top-1 in percent, mean ± 95 % interval of Student's "
+               "t over seeds. “Better than”: by the paired t-test, whose normal differences so few seeds cannot check. "
+               + " ".join(map(sentences, found)))
     return Table(caption, pd.DataFrame(lines, columns=columns))
 
 
@@ -173,7 +184,7 @@ def _lines(found: Comparison) -> list[dict]:
         below = [other for other, pair in pairs.items() if pair[0] == name and found.apart(*pair)]
         equal = [other for other, pair in pairs.items() if not found.apart(*pair)]
         half = stats.t.ppf(0.975, seeds - 1) * found.values[name].sem() if seeds > 1 else math.nan
-        lines.append({"reading": "@run" if found.reading == "run" else found.reading, "method": name,
+        lines.append({"reading": _reading(found), "method": name,
                       "mean top-1": f"{found.values[name].mean():.2f}" + (f" ± {half:.2f}" if seeds > 1 else ""),
                       "mean rank": f"{found.ranks[name]:.1f}",
                       "better than": _names(below, found), "not told apart from": _names(equal, found)})
@@ -198,9 +209,9 @@ def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
         _draw_levels(axis, tables.select(frame, dataset, model), dataset, comparison)
         axis.set_title(f"{figures.PANELS[comparison.reading]}\n({_told(comparison)})")
         axis.set_xlabel("top-1 accuracy (%)")
-    figure.suptitle(f"{tables.label(model)} on {tables.label(dataset)}: {_where(found[0]).partition(', ')[2]}, a dot per seed"
-                    + (f"; methods that no bar joins differ (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""))
-    figure.data = pd.concat([comparison.values.rename_axis("seed").reset_index().melt("seed", var_name="base", value_name="top1")
+    bars = f"; methods that no bar joins differ (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
+    figure.suptitle(f"{tables.label(model)} on {tables.label(dataset)}: {_at(found[0].ratios)}, a dot per seed{bars}")
+    figure.data = pd.concat([comparison.values.rename_axis(index="seed", columns="base").stack().rename("top1").reset_index()
                              .assign(reading=comparison.reading) for comparison in found], ignore_index=True)
     return figure
 
