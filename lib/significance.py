@@ -109,6 +109,11 @@ def holm(p: Iterable[float]) -> np.ndarray:
 
 def sentences(found: Comparison) -> str:
     """What survives, what cannot be told, and what a test on ranks would have said."""
+    return f"{survives(found)} {_by_ranks(found)}" if found.testable else survives(found)
+
+
+def survives(found: Comparison) -> str:
+    """The ranking that is left of the order of means, and what cannot be told."""
     if not found.testable:
         return f"{_where(found)}: {_untestable(found)}"
     pairs, better = list(found.p.index), [pair for pair in found.p.index if found.apart(*pair)]
@@ -125,7 +130,7 @@ def sentences(found: Comparison) -> str:
             else "which is best cannot be told at all")
     order = (f"of neighbours in the order only these are told apart: {'; '.join(steps)}" if steps
              else "no two neighbours in the order are told apart")
-    return f"{_where(found)}: {head}; {best}; {order}. {_by_ranks(found)}"
+    return f"{_where(found)}: {head}; {best}; {order}."
 
 
 def _where(found: Comparison) -> str:
