@@ -349,6 +349,8 @@ def claims_table(frame: pd.DataFrame) -> Table:
     caption = (f"What the thesis claims, and what these cells say. Of {len(found)} claims, {run} in the @run "
                "reading (best epoch × 0.98892, compression by values, as the thesis counts), "
                f"{published} in the published reading (last epoch, all test images, compression by masks).")
+    if frame.loc[frame["done"].astype(bool), "seed"].nunique() > 1:
+        caption += " Over several seeds: decided by the means of those seeds that have all the cells of a claim."
     if stand_ins:
         names = ", ".join(map(label, stand_ins))
         caption += f" Decided on stand-in data, {names}: a rehearsal, not evidence."

@@ -54,7 +54,7 @@ def statements(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
         line = {"the thesis says": claim.text.removeprefix("CNN on MNIST: ")}
         for rate in rates:
             obtained, verdict = claims.judge(claim, _paired(frame, rate, rates), "run")
-            line[f"at {rate:g}"] = NOT_RUN if obtained == DASH else f"{verdict}: {obtained}"
+            line[f"at {rate:g}"] = verdict.replace("not decidable", NOT_RUN) if obtained == DASH else f"{verdict}: {obtained}"
             line[f"at {rate:g}, seeds that agree"] = _by_seed(at_rate(frame, rate), claim)
         lines.append(line)
     places = {"the thesis says": "(how many of its top four are among the first four at r = 64)"}

@@ -23,7 +23,8 @@ def found() -> str:
         f"answering the most frequent class gives {claims.constant_answer('mnist'):g}):", "",
         *map(_ranking, ("published", "run"), (mnist, mnist)),
         "- What a seed alone moves, by a paired t-test over seeds with Holm's correction:",
-        *(f"  - {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}" for reading in ("published", "run")),
+        *(f"  - {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}"
+          for reading in ("published", "run")),
         f"- {rates.verdict_on(*_at_both_rates('mnist'))}", "",
         "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
         "|---|---|---|", *_verdicts(mnist, "CNN"), "",
@@ -86,7 +87,8 @@ def _ranking(reading: str, frame: pd.DataFrame) -> str:
              + (f" (at {view.compression('cnn', 10, base)[ratio]:.1f})" if reading == "run" else "")
              for base, value in above.items()]
     interval = " (± 95 % interval of Student's t over seeds)" if halves.notna().any() else ""
-    return f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance{interval}: {_listed(names)}."
+    return (f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance{interval}: "
+            f"{_listed(names)}.")
 
 
 def _collapse() -> list[str]:
