@@ -54,7 +54,8 @@ def statements(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
         line = {"the thesis says": claim.text.removeprefix("CNN on MNIST: ")}
         for rate in rates:
             obtained, verdict = claims.judge(claim, _paired(frame, rate, rates), "run")
-            line[f"at {rate:g}"] = verdict.replace("not decidable", NOT_RUN) if obtained == DASH else f"{verdict}: {obtained}"
+            missing = verdict.replace("not decidable", NOT_RUN)
+            line[f"at {rate:g}"] = missing if obtained == DASH else f"{verdict}: {obtained}"
             line[f"at {rate:g}, seeds that agree"] = _by_seed(at_rate(frame, rate), claim)
         lines.append(line)
     places = {"the thesis says": "(how many of its top four are among the first four at r = 64)"}
@@ -157,9 +158,9 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
         if len(rates) > 1 and None not in ours.values():
             nearer.append(min(rates, key=lambda rate: abs(ours[rate] - printed[base, ratio])))
     counts = _and(f"{rate:g} in {nearer.count(rate)}" for rate in rates) if nearer else NOT_RUN
-    return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f}); "
-                 f"its SynFlow rows are an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at both "
-                 f"rates; nearer to the printed one: {counts}.", pd.DataFrame(lines))
+    return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f})."
+                 f" Its SynFlow rows are an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at "
+                 f"both rates; nearer to the printed one: {counts}.", pd.DataFrame(lines))
 
 
 def _known() -> list[tuple[tuple[str, int], str, int]]:

@@ -71,7 +71,7 @@ def _told(ends: pd.DataFrame, rate: float, moved: float) -> str:
     dense = ends.loc[ends["method"] == "Dense", "gain"].mean()
     alive = ends[ends["alive"] & (ends["base"] != "Dense")]
     told = [f"the unpruned network {_points(dense)}"] if not math.isnan(dense) else []
-    told += [f"pruned ones above chance a median of {_points(alive['gain'].median())}"] if len(alive) else []
+    told += [f"pruned ones (@run) above chance a median of {_points(alive['gain'].median())}"] if len(alive) else []
     high = alive[alive["compression"] == ends["compression"].max()]
     told += [f"those at r = {ends['compression'].max():g} {_points(high['gain'].median())}"] if len(high) else []
     brings = f"at {rate:g} the last epoch still brought {', '.join(told) or 'no network anything that is above chance'}"
