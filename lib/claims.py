@@ -10,7 +10,7 @@ import pandas as pd
 from lib.data import classes
 from lib.tables import (
     ACCOUNTING, DASH, ORDER, RATIOS, STAND_INS, THESIS, Table, coverage, dataset_for, factor_of, label, pairs_of,
-    select,
+    select, summary,
 )
 
 
@@ -34,6 +34,19 @@ class View:
 
         Zeros where cells are missing: `asked` then says how many, and no answer made of them counts.
         """
+        rows, ratios = self._whole(column, model, count, bases, ratios)
+        if rows.empty:
+            return pd.DataFrame(0.0, list(bases), ratios)
+        return rows.pivot_table(index="base", columns="compression", values=column).loc[list(bases), ratios]
+
+    def halves(self, column: str, model: str, count: int, bases=THESIS, ratios=None) -> pd.DataFrame:
+        """Half of the 95 % interval of each of `values` over the same seeds, by Student's t; NaN for one seed."""
+        rows, ratios = self._whole(column, model, count, bases, ratios)
+        found = summary(rows, column).pivot_table(index="base", columns="compression", values="half", dropna=False)
+        return found.reindex(list(bases), columns=ratios)
+
+    def _whole(self, column: str, model: str, count: int, bases, ratios) -> tuple[pd.DataFrame, list[float]]:
+        """The rows of the seeds that have all the cells asked for, and the ratios asked for."""
         rows = self.rows(model, count)
         ratios = list(ratios or sorted(rows["compression"].unique()) or RATIOS[1:])
         names = [base if self.reading == "published" else f"{base}@{self.reading}" for base in bases]
@@ -41,10 +54,8 @@ class View:
         whole = [seed for seed, (k, n) in counts.items() if k == n]
         best = max(counts.values(), default=(0, len(names) * len(ratios)))
         self.asked[column, model, count, *names, *ratios] = best
-        if not whole:
-            return pd.DataFrame(0.0, list(bases), ratios)
-        rows = rows[rows["seed"].isin(whole)].astype({column: float})
-        return rows.pivot_table(index="base", columns="compression", values=column).loc[list(bases), ratios]
+        chosen = rows["seed"].isin(whole) & rows["base"].isin(list(bases)) & rows["compression"].isin(ratios)
+        return rows[chosen].astype({column: float}), ratios
 
     def top1(self, model: str, count: int, bases=THESIS, ratios=None) -> pd.DataFrame:
         return self.values(f"top1{ACCOUNTING[self.reading]}", model, count, bases, ratios)
@@ -338,6 +349,8 @@ def claims_table(frame: pd.DataFrame) -> Table:
     caption = (f"What the thesis claims, and what these cells say. Of {len(found)} claims, {run} in the @run "
                "reading (best epoch × 0.98892, compression by values, as the thesis counts), "
                f"{published} in the published reading (last epoch, all test images, compression by masks).")
+    if frame.loc[frame["done"].astype(bool), "seed"].nunique() > 1:
+        caption += " Over several seeds: decided by the means of those seeds that have all the cells of a claim."
     if stand_ins:
         names = ", ".join(map(label, stand_ins))
         caption += f" Decided on stand-in data, {names}: a rehearsal, not evidence."

@@ -108,8 +108,8 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     # Nothing lies much below chance; where that is high, the space under it would be empty.
     highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
-    _finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
     figure.data = pd.concat(parts, ignore_index=True)
+    _finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
     return figure
 
 
@@ -129,8 +129,8 @@ def compression_error(frame: pd.DataFrame, dataset: str, model: str,
         axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
         axis.set_title(f"{PANELS[reading]}\n(counts {'values' if column == 'released' else 'masks'})")
     axes[0].set_ylabel("compression error $(r_e - r)/r$ (%)")
-    _finish(figure, axes, rows, dataset, model, "compression error", counted)
     figure.data = pd.concat(parts, ignore_index=True)
+    _finish(figure, axes, rows, dataset, model, "compression error", counted)
     return figure
 
 
@@ -188,7 +188,7 @@ def _levels(axis: plt.Axes, chance: float, dense: float) -> None:
 
 def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
             counted: list[tuple[int, int]]) -> None:
-    """The axis of ratios, one legend outside, and a title that says what is missing and what stands in."""
+    """The axis of ratios, one legend outside, and a title that says what is missing, what stands in and what a band is."""
     ratios = _ratios(rows) or list(tables.RATIOS)
     for axis in axes:
         axis.set_xlabel("compression ratio r asked for")
@@ -203,7 +203,9 @@ def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, 
     k, n = (sum(values) for values in zip(*counted, strict=True))
     missing = "no cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
     parts = [f"{tables.label(model)} on {tables.label(dataset)}: {what}", missing]
-    figure.suptitle(" · ".join(filter(None, parts)))
+    seeds = int(figure.data["seeds"].max()) if len(figure.data) else 0
+    band = f"\nmean and 95 % interval (Student's t) over up to {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(" · ".join(filter(None, parts)) + band)
 
 
 # ---- Pictures of scores and masks --------------------------------------------------------------------------

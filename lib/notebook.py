@@ -74,8 +74,7 @@ class Chapter:
             print(f"FAILED {failure}")
         done = len(self.cells) - len(sweep.missing(self.cells, self.store))
         print(f"{done} of {len(self.cells)} cells are in the store.")
-        frame = tables.frame(self.store.records.values(), self.cells)
-        return frame[frame["learning_rate"] == self.grid.learning_rate]
+        return tables.at_rate(tables.frame(self.store.records.values(), self.cells), self.grid.learning_rate)
 
     def _within_reach(self) -> list[Cell]:
         """The cells less those whose compression their network cannot reach, with one sentence for each such ratio."""

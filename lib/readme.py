@@ -5,12 +5,13 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, audit, claims, profile, tables
+from lib import atlas, audit, claims, profile, rates, significance, tables, training
 from lib.profile import ROOT
 from lib.store import Store
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
+TRAINED, END_TRAINED = "<!-- trained out: written by python -m lib.readme -->\n", "<!-- end of trained out -->\n"
 
 
 def found() -> str:
@@ -18,23 +19,49 @@ def found() -> str:
     mnist, masks = _frame("mnist"), _frame("masks")
     return "\n".join([
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
-        f"**The CNN on MNIST** ({_done(mnist)}; seed {_listed(mnist['seed'].unique())}; top-1 in percent; always "
+        f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; top-1 in percent; always "
         f"answering the most frequent class gives {claims.constant_answer('mnist'):g}):", "",
-        *map(_ranking, ("published", "run"), (mnist, mnist)), "",
+        *map(_ranking, ("published", "run"), (mnist, mnist)),
+        "- What a seed alone moves, by a paired t-test over seeds with Holm's correction:",
+        *(f"  - {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}"
+          for reading in ("published", "run")),
+        f"- {rates.verdict_on(*_at_both_rates('mnist'))}", "",
         "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
         "|---|---|---|", *_verdicts(mnist, "CNN"), "",
-        f"**Masks of the real networks, without training** ({_done(masks)}; seeds {_listed(masks[masks['done'] & (masks['base'] != 'Dense')]['seed'].unique())}):", "",
+        f"**Masks of the real networks, without training** ({_done(masks)}; {_seeds(masks)}):", "",
         *_collapse(), "",
         "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
         "|---|---|---|", *_verdicts(masks, "VGG-16", "ResNet-56"), "",
         f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(masks, _frame("paper")), ""])
 
 
-def _frame(name: str) -> pd.DataFrame:
-    """A profile's cells at its main learning rate, from the committed store, wherever a run may put its own."""
+def caveat() -> str:
+    """Whether the recipe's epochs are trained out, as far as MNIST says it."""
+    grid = profile.load("mnist")
+    history = training.histories(_records("mnist"), grid.cells())
+    return training.sentence(history, "mnist", "cnn", (grid.learning_rate, grid.text_learning_rate)) + "\n"
+
+
+def _records(name: str) -> list:
+    """What the committed store holds, wherever a run may put its own."""
+    return list(Store(ROOT / "outputs" / name / "results.jsonl").records.values())
+
+
+def _at_both_rates(name: str) -> tuple[pd.DataFrame, tuple[float | None, ...]]:
     grid = profile.load(name)
-    frame = tables.frame(Store(ROOT / "outputs" / name / "results.jsonl").records.values(), grid.cells())
-    return frame[frame["learning_rate"] == grid.learning_rate]
+    return tables.frame(_records(name), grid.cells()), (grid.learning_rate, grid.text_learning_rate)
+
+
+def _frame(name: str) -> pd.DataFrame:
+    """A profile's cells at its main learning rate."""
+    frame, (rate, _) = _at_both_rates(name)
+    return tables.at_rate(frame, rate)
+
+
+def _seeds(frame: pd.DataFrame) -> str:
+    """The seeds that have pruned cells: those of the unpruned networks alone say nothing of a method."""
+    seeds = frame.loc[frame["done"] & (frame["base"] != "Dense"), "seed"].unique()
+    return f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds) or 'none yet'}"
 
 
 def _done(frame: pd.DataFrame) -> str:
@@ -55,10 +82,13 @@ def _ranking(reading: str, frame: pd.DataFrame) -> str:
     if k < n:
         return f"- {title}, r = {ratio:g}: {k} of {n} cells."
     above = top1[~view.at_chance(top1, "cnn", 10)[ratio]][ratio].sort_values(ascending=False, kind="stable")
-    names = [f"{base} {value:.1f}"
+    halves = view.halves(f"top1{tables.ACCOUNTING[reading]}", "cnn", 10, tables.ORDER, [ratio])[ratio]
+    names = [f"{base} {value:.1f}" + (f" ± {halves[base]:.1f}" if pd.notna(halves[base]) else "")
              + (f" (at {view.compression('cnn', 10, base)[ratio]:.1f})" if reading == "run" else "")
              for base, value in above.items()]
-    return f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance: {_listed(names)}."
+    interval = " (± 95 % interval of Student's t over seeds)" if halves.notna().any() else ""
+    return (f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance{interval}: "
+            f"{_listed(names)}.")
 
 
 def _collapse() -> list[str]:
@@ -88,8 +118,10 @@ def _undecided(*frames: pd.DataFrame) -> str:
 
 
 def replaced(text: str) -> str:
-    """The README's text with the block as the stores have it now."""
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: BEGIN + found() + END, text, flags=re.DOTALL)
+    """The README's text with its blocks as the stores have them now."""
+    for begin, write, end in ((BEGIN, found, END), (TRAINED, caveat, END_TRAINED)):
+        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + write() + end, text, flags=re.DOTALL)
+    return text
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ def pairs_of(frame: pd.DataFrame) -> list[str]:
     return list((frame["dataset"] + "/" + frame["model"]).unique()) if len(frame) else []
 
 
+def at_rate(frame: pd.DataFrame, rate: float) -> pd.DataFrame:
+    """The rows of one learning rate: a store may hold a second one, which no table or figure of the main one may count."""
+    return frame[frame["learning_rate"] == rate]
+
+
 def select(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
     """The rows of one data set and model. Raises `UserError` where they mix recipes: no mean would hold."""
     rows = frame[(frame["dataset"] == dataset) & (frame["model"] == model)]
@@ -396,8 +401,8 @@ def agreement(frame: pd.DataFrame) -> Table:
     """
     lines = []
     for (number, model, dataset, ratio), printed in _thesis().groupby(["table", "model", "dataset", "compression"], sort=False):
-        rows = frame[(frame["dataset"] == dataset) & (frame["model"] == model) & (frame["compression"] == ratio)
-                     & (frame["reading"] == "run")]
+        rows = select(frame, dataset, model)
+        rows = rows[(rows["compression"] == ratio) & (rows["reading"] == "run")]
         line = {"table": number, "network": f"{label(model)} on {label(dataset)}", "r": f"{ratio:g}"}
         for metric in ("top5", "top1"):
             ours = rows.dropna(subset=[f"{metric}_thesis"]).groupby("base")[f"{metric}_thesis"].mean()
@@ -425,13 +430,14 @@ def _agree(both: pd.DataFrame, chance: float) -> dict[str, str]:
 
 def progress(frame: pd.DataFrame) -> Table:
     """How many cells of each data set and model are there, and what became of their networks."""
-    groups = frame.groupby(["dataset", "model"], sort=False)
+    groups = frame.groupby(["dataset", "model", "learning_rate"], sort=False)
     body = pd.DataFrame([{
-        "data set": label(dataset), "model": label(model),
+        "data set": label(dataset), "model": label(model), "learning rate": f"{rate:g}",
+        "seeds begun": f"{rows.loc[rows['done'], 'seed'].nunique()} of {rows['seed'].nunique()}",
         "cells": f"{int(rows['done'].sum())} of {len(rows)}", "trained": int(rows["top1"].notna().sum()),
         "masks that let nothing pass": int(rows["collapsed"].eq(True).sum()),
         "diverged": int(rows["diverged"].notna().sum()),
-    } for (dataset, model), rows in groups])
+    } for (dataset, model, rate), rows in groups])
     return Table("What the store holds of the grid", body)
 
 

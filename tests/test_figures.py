@@ -77,6 +77,8 @@ def test_seeds_make_a_band():
     assert (row["mean"], row["seeds"]) == (72, 3)
     [band] = figure.axes[0].collections
     assert band.get_paths()[0].get_extents().height == pytest.approx(2 * row["half"])
+    assert "95 % interval (Student's t) over up to 3 seeds" in figure.get_suptitle()
+    assert "interval" not in figures.accuracy_curves(store(), "mnist", "cnn").get_suptitle()
 
 
 def test_compression_error_counts_values_left_and_masks_right():

@@ -1,0 +1,110 @@
+"""Tests over seeds: their numbers against hand calculation, their units, and what they say of few seeds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import UserError, figures, significance, tables
+from tests import mnist
+from tests.test_tables import cell, record
+
+
+def frame(values, ratios=(2, 64), readings=("", "@run")):
+    """values: method -> top-1 in percent, one per seed from 42 on; the same at every ratio."""
+    return tables.frame(record(cell(base + reading, ratio, seed=42 + place), [round(100 * value)] * 3)
+                        for base, tops in values.items() for reading in readings for ratio in ratios
+                        for place, value in enumerate(tops))
+
+
+def compare(values, **options):
+    return significance.compare(frame(values, **options), "mnist", "cnn", "published")
+
+
+def test_holm_by_hand():
+    # 0.01 × 4, 0.02 × 3, 0.03 × 2, and 0.04 × 1, which may not fall below the one before it.
+    assert significance.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert significance.holm([0.9, 0.8]).max() == 1
+
+
+def test_paired_t_is_scipys_and_pairs_without_spread_are_told():
+    differences = pd.Series([1.0, 2.0, 2.5])
+    assert significance.paired_t(differences) == pytest.approx(stats.ttest_rel(differences, [0, 0, 0]).pvalue)
+    assert (significance.paired_t(pd.Series([0.0] * 3)), significance.paired_t(pd.Series([3.0] * 3))) == (1, 0)
+
+
+def test_the_seed_is_the_unit_and_ratios_are_no_repetitions():
+    values = {"SNIP": [90, 91, 92.5], "LAMP": [89, 91.5, 90], "OBD": [50, 50.5, 51.2]}
+    few, many = compare(values, ratios=(2, 64)), compare(values, ratios=(2, 4, 8, 16, 32, 64))
+    assert len(few.values) == len(many.values) == 3
+    assert few.p.to_dict() == pytest.approx(many.p.to_dict()) and few.critical_difference == many.critical_difference
+
+
+def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_joined():
+    found = compare({"SNIP": [90, 90.4, 90.2], "LAMP": [90.1, 90, 90.3], "OBD": [50, 50.3, 50.1], "Random": [20, 20.1, 20.3]})
+    assert found.names == ["SNIP", "LAMP", "OBD", "Random"] and found.joined() == [(0, 1)]
+    text = significance.sentences(found)
+    assert "which is best cannot be told among SNIP, LAMP" in text and "LAMP over OBD; OBD over Random" in text
+    assert "of 6 differences between methods 5 are larger" in text
+
+
+def test_methods_that_no_bar_joins_differ():
+    found = compare({"SNIP": [90, 91, 92], "LAMP": [70, 95, 89], "OBD": [84, 84.1, 84], "Random": [83, 60, 85], "GraSP": [50, 51, 50]})
+    for first, better in enumerate(found.names):
+        for last in range(first + 1, len(found.names)):
+            joined = any(begin <= first and last <= end for begin, end in found.joined())
+            assert joined or found.apart(better, found.names[last])
+
+
+def test_nemenyi_as_tabled_by_demsar():
+    # His table 5: q = 2.569 for 4 classifiers; over 14 data sets CD = 1.25.
+    found = significance.Comparison("published", [2.0], pd.DataFrame(np.zeros((14, 4)), columns=list("abcd")), {})
+    assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), abs=2e-3)
+
+
+def test_ranks_alone_say_little_of_three_seeds():
+    text = significance.sentences(compare({"SNIP": [90, 91, 92], "LAMP": [80, 81, 82.5]}))
+    assert "cannot fall below 0.25 for a pair, so it can reject nothing" in text
+
+
+def test_one_seed_tells_nothing_apart():
+    found = compare({"SNIP": [90], "LAMP": [20]})
+    assert not found.apart("SNIP", "LAMP") and "no difference can be tested" in significance.sentences(found)
+    table = significance.ranking(frame({"SNIP": [90], "LAMP": [20]}), "mnist", "cnn")
+    assert set(table.body["better than"]) == {"not known yet"} and "±" not in "".join(table.body["mean top-1"])
+
+
+def test_a_seed_that_lacks_a_cell_is_left_out_and_said():
+    records = [each for each in mnist.records(rates=[1e-3])
+               if (each.cell.seed, each.cell.method, each.cell.compression) != (44, "LAMP", 8)]
+    found = significance.compare(tables.at_rate(mnist.frame(records), 1e-3), "mnist", "cnn", "published")
+    assert list(found.values.index) == [42, 43] and found.seeds[44] == (83, 84)
+
+
+def test_nothing_at_all_is_said():
+    table = significance.ranking(tables.frame([]), "mnist", "cnn")
+    assert table.body.empty and "no cells in this profile" in table.caption
+    assert "nothing can be told" in significance.diagram(tables.frame([]), "mnist", "cnn").axes[0].get_title()
+
+
+def test_two_learning_rates_are_not_mixed():
+    with pytest.raises(UserError, match="mix several values of learning_rate"):
+        significance.compare(mnist.frame(mnist.records()), "mnist", "cnn", "run")
+
+
+def test_table_over_three_seeds():
+    table = significance.ranking(tables.at_rate(mnist.frame(mnist.records()), 1e-3), "mnist", "cnn")
+    assert table.body["reading"].value_counts().to_dict() == {"@run": 14, "published": 14}
+    first = table.body.iloc[0]
+    assert (first["method"], first["mean rank"], first["better than"]) == (tables.ORDER[0], "1.0", "all others")
+    assert "95 % interval of Student's t over seeds" in table.caption and " ± " in first["mean top-1"]
+
+
+def test_diagram_draws_a_dot_per_seed_in_the_methods_colour_with_chance_and_the_unpruned_network():
+    rows = tables.at_rate(mnist.frame(mnist.records()), 1e-3)
+    figure = significance.diagram(rows, "mnist", "cnn")
+    assert figure.data.groupby(["reading", "base"]).size().eq(3).all()
+    axis = figure.axes[1]
+    assert [tick.get_text() for tick in axis.get_yticklabels()][0] == tables.ORDER[0]
+    assert {text.get_text() for text in axis.texts} == {"chance", "unpruned"}
+    assert {line.get_color() for line in axis.get_lines()} >= {colour for colour, _ in figures.LOOKS.values()}
