@@ -92,6 +92,7 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     the frame mixes recipes.
     """
     rows, readings = _chosen(frame, dataset, model, bases), list(readings)
+    rows = rows[rows["epochs"] > 0]    # a profile of masks trains none
     figure, axes = _panels(len(readings))
     parts, counted = [], []
     for reading, axis in zip(readings, axes, strict=True):
@@ -201,7 +202,10 @@ def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, 
     if names:
         figure.legend([handles[name] for name in names], names, loc="outside right center", handlelength=3)
     k, n = (sum(values) for values in zip(*counted, strict=True))
-    missing = "no cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
+    if k == 0:    # empty axes would tell no more than the title does
+        figure.clear()
+        figure.set_size_inches(PAGE, 0.35)
+    missing = "no such cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
     parts = [f"{tables.label(model)} on {tables.label(dataset)}: {what}", missing]
     seeds = int(figure.data["seeds"].max()) if len(figure.data) else 0
     band = f"\nmean and 95 % interval (Student's t) over up to {seeds} seeds" if seeds > 1 else ""

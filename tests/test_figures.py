@@ -60,8 +60,12 @@ def test_title_tells_stand_ins_and_missing_cells():
 
 def test_nothing_to_draw_is_said():
     figure = figures.accuracy_curves(store(), "cifar10", "vgg16")
-    assert "no cells in this profile" in figure.get_suptitle() and figure.data.empty
-    assert "1.00000" not in figure.axes[0].get_title()
+    assert "no such cells in this profile" in figure.get_suptitle() and figure.data.empty and not figure.axes
+
+
+def test_cells_that_are_not_trained_have_no_accuracy_to_wait_for():
+    figure = figures.accuracy_curves(store().assign(epochs=0, top1=float("nan")), "mnist", "cnn")
+    assert "no such cells in this profile" in figure.get_suptitle()
 
 
 def test_bases_choose_the_lines_and_keep_the_dense_network():
