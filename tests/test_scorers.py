@@ -1,6 +1,7 @@
 """Every score against its definition: brute force, autograd's explicit Hessian, invariants."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from lib import UserError, models
 from lib.scorers import SCORERS, obd
-from lib.scorers.common import weights
+from lib.scorers.common import scorer, weights
 from lib.scorers.obd import diagonal
 from tests.nets import NETS, batch, flat, hessian, loss_of, make
 
@@ -55,6 +56,15 @@ def test_scores_that_are_not_finite_are_refused(score):
         net[0].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         scored(score, net)
+
+
+@pytest.mark.parametrize("values, refused", [([1e308] * 4, False), ([1, 2, 3, float("nan")], True),
+                                             ([float("inf"), -float("inf"), 0, 0], True)])
+def test_finite_scores_whose_sum_is_not_are_sound(values, refused):
+    net = torch.nn.Linear(2, 2, bias=False).double()
+    given = scorer()(lambda model, inputs, targets: {"weight": torch.tensor(values, dtype=torch.float64).view(2, 2)})
+    with pytest.raises(UserError, match="not finite") if refused else nullcontext():
+        given(net, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
 
 
 # --- baselines
