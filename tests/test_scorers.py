@@ -381,3 +381,10 @@ def test_lookahead_refuses_a_grouped_convolution():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 5), nn.Linear(7, 2))
     with pytest.raises(UserError, match="Lookahead pruning does not apply"):
         SCORERS["lap"](model, None, None)
+
+
+@pytest.mark.parametrize("score", SCORERS)
+def test_a_network_that_is_a_single_layer_is_scored(score):
+    net, options = nn.Linear(4, 3).double(), {"generator": torch.Generator()} if score == "random" else {}
+    inputs, targets = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.tensor([0, 1, 2, 0, 1])
+    assert {name: value.shape for name, value in SCORERS[score](net, inputs, targets, **options).items()} == {"weight": (3, 4)}

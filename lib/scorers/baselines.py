@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import UserError
-from lib.scorers.common import Scores, along, call, layers, leaves, product, scorer, weights
+from lib.scorers.common import Scores, along, call, layers, leaves, product, scorer, weight_name, weights
 
 
 @scorer(data=False)
@@ -56,7 +56,7 @@ def activation(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     with torch.no_grad(), recorder:
         call(model, inputs, dict(model.named_parameters()))
     return {
-        f"{name}.weight": layer.weight.detach().abs() * _aligned(name, layer, recorder.outputs[name], 0)
+        weight_name(name): layer.weight.detach().abs() * _aligned(name, layer, recorder.outputs[name], 0)
         for name, layer in layers(model).items()
     }
 
@@ -72,7 +72,7 @@ def activation_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     with torch.no_grad(), recorder:
         call(model, inputs, dict(model.named_parameters()))
     return {
-        f"{name}.weight": layer.weight.detach().abs() * _aligned(name, layer, recorder.inputs[name], 1)
+        weight_name(name): layer.weight.detach().abs() * _aligned(name, layer, recorder.inputs[name], 1)
         for name, layer in layers(model).items()
     }
 

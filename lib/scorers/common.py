@@ -15,7 +15,12 @@ Scores = dict[str, Tensor]
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameter name -> weight of every Conv2d and Linear, in definition order, the classifier included."""
-    return {f"{name}.weight" if name else "weight": layer.weight for name, layer in layers(model).items()}
+    return {weight_name(name): layer.weight for name, layer in layers(model).items()}
+
+
+def weight_name(layer: str) -> str:
+    """The name of a layer's weight; a network that is a single layer calls it ""."""
+    return f"{layer}.weight".removeprefix(".")
 
 
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -36,7 +41,7 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 def classifier(model: nn.Module) -> str | None:
     """Name of the last Linear's weight (the layer that no method prunes), or None where there is no Linear."""
     linear = [name for name, layer in layers(model).items() if isinstance(layer, nn.Linear)]
-    return f"{linear[-1]}.weight" if linear else None
+    return weight_name(linear[-1]) if linear else None
 
 
 def call(model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor], transform: Callable = torch.clone) -> Tensor:

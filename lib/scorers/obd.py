@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from lib import UserError
-from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weights
+from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weight_name, weights
 
 # Images per chunk: few, so that what a layer's squares are made of stays near the cache. Images times classes, which
 # bounds the memory that the classes' backward signals take; and how many chunks may take it at a time.
@@ -122,7 +122,7 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
                     for column in _columns(logits.detach().softmax(1))))
     return {
-        f"{name}.weight": _sum_of_squares(modules[name], inputs, torch.stack(signal, dim=1))
+        weight_name(name): _sum_of_squares(modules[name], inputs, torch.stack(signal, dim=1))
         for (name, (inputs, _)), signal in zip(seen.items(), signals)
     }
 
