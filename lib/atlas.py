@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib import methods, tables
-from lib.audit import QUESTIONS, Answer  # noqa: F401: the notebook names the questions, and has a parameter `audit`
+
+# QUESTIONS is for the notebook, which names the questions and has a parameter `audit`.
+from lib.audit import QUESTIONS, Answer  # noqa: F401
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.tables import DASH, LABELS, Table, label, thesis
@@ -29,8 +31,9 @@ def masks(records: Iterable[Record]) -> pd.DataFrame:
              "reading": methods.get(record.cell.method).reading, "base": methods.get(record.cell.method).base,
              "ratio": record.cell.compression, "seed": record.cell.seed, "images": record.cell.score_images,
              "collapsed": record.report["collapsed"], "empty": len(record.report["empty_layers"]),
-             "effective": record.report["effective_compression"], "reached": record.report["compression"], "parameters": record.report["parameters"],
-             "released": record.report["compression_released"], "kept": record.report["kept"], "sizes": record.report["sizes"]}
+             "effective": record.report["effective_compression"], "reached": record.report["compression"],
+             "parameters": record.report["parameters"], "released": record.report["compression_released"],
+             "kept": record.report["kept"], "sizes": record.report["sizes"]}
             for record in records if record.cell.compression > 1]
     return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["dataset", "model", "method", "reading", "base", "ratio",
                                                                 "seed", "collapsed", "empty", "effective", "reached"])
@@ -87,15 +90,19 @@ def error_table(frame: pd.DataFrame) -> Table:
         exact, run = rows[rows["reading"] != "run"], rows[rows["reading"] == "run"]
         # kept + F = N / compression; the count that was asked for is round(N / r) - F.
         off = (exact["parameters"] / exact["reached"]).round() - (exact["parameters"] / exact["ratio"]).round()
-        line["published and written: most weights off"] = f"{off.abs().max():.0f} in {len(exact)} masks" if len(exact) else DASH
+        most = f"{off.abs().max():.0f} in {len(exact)} masks" if len(exact) else DASH
+        line["published and written: most weights off"] = most
         for base in ("GraSP", "OBD", "SynFlow"):
             its = run[run["base"] == base].groupby("ratio")[["released", "ratio"]].mean()
             error = 100 * (its["released"] / its["ratio"] - 1)
-            line[f"{base}@run: median (range)"] = (f"{error.median():.0f} % ({error.min():.0f} to {error.max():.0f})".replace("-", "−")
-                                                   if len(error) else DASH)
+            told = DASH
+            if len(error):
+                told = f"{error.median():.0f} % ({error.min():.0f} to {error.max():.0f})".replace("-", "−")
+            line[f"{base}@run: median (range)"] = told
         lines.append(line)
-    return Table("How far the masks are from what was asked for: published and written readings in weights (a rounding of half to even "
-                 "included), @run as the thesis counts, (r_e − r)/r over the ratios, means over seeds.", pd.DataFrame(lines))
+    return Table("How far the masks are from what was asked for: published and written readings in weights "
+                 "(a rounding of half to even included), @run as the thesis counts, (r_e − r)/r over the ratios, "
+                 "means over seeds.", pd.DataFrame(lines))
 
 
 # ---- Collapse
@@ -146,9 +153,10 @@ def collapse_table(frame: pd.DataFrame, pair: str) -> Table:
     lines = [{"method": name} | {f"r = {ratio:g}": _fate(rows[(rows["method"] == name) & (rows["ratio"] == ratio)])
                                  for ratio in ratios} for name in _ordered(rows["method"])]
     seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
-    return Table(f"{_title(pair)}: the masks of seeds {seeds}. A number is the effective compression, N over the parameters "
-                 "that lie on a path, the mean over the seeds; “empty” says in how many seeds a layer is, “no path” in how many "
-                 "nothing passes. A dash: not in the store, or out of reach.", pd.DataFrame(lines))
+    return Table(f"{_title(pair)}: the masks of seeds {seeds}. "
+                 "A number is the effective compression, N over the parameters that lie on a path, the mean over the seeds; "
+                 "“empty” says in how many seeds a layer is, “no path” in how many nothing passes. "
+                 "A dash: not in the store, or out of reach.", pd.DataFrame(lines))
 
 
 def _fate(rows: pd.DataFrame) -> str:
@@ -175,10 +183,11 @@ def critical_table(found: pd.DataFrame) -> Table:
             "weights per layer at ρ_cr": f"{path['kept'] / path['layers']:.3g}" if chain else DASH,
             "largest ρ with no empty layer": f"{layers['rho']:.4g}",
             "whole again at": ", ".join(f"{rho:.4g}" for rho in path["whole_again"]) or DASH})
-    return Table("Critical compression ρ = n / kept, of the n prunable weights alone, at the first seed: the largest at and below "
-                 "which a path is left, to 1 %; and the same for “no layer is empty”. “Whole again”: points of the grid beyond ρ_cr at "
-                 "which there is a path after all. In a chain nothing can pass ρ_max; a residual network's shortcuts always "
-                 "pass, so ρ_max does not bound it.", pd.DataFrame(lines))
+    return Table("Critical compression ρ = n / kept, of the n prunable weights alone, at the first seed: "
+                 "the largest at and below which a path is left, to 1 %; and the same for “no layer is empty”. "
+                 "“Whole again”: points of the grid beyond ρ_cr at which there is a path after all. "
+                 "In a chain nothing can pass ρ_max; "
+                 "a residual network's shortcuts always pass, so ρ_max does not bound it.", pd.DataFrame(lines))
 
 
 @drawing
@@ -192,10 +201,12 @@ def critical_compression(found: pd.DataFrame) -> Figure:
         for by, face in (("layers", "white"), ("path", None)):
             for line in rows[rows["by"] == by].itertuples():
                 colour = LOOKS.get(line.method, ("#777777",))[0]
-                axis.plot(line.rho, names.index(line.method), "o", color=colour, markerfacecolor=face or colour, markersize=5)
+                height = names.index(line.method)
+                axis.plot(line.rho, height, "o", color=colour, markerfacecolor=face or colour, markersize=5)
         if not pair.split("/")[1].startswith("resnet"):
-            axis.axvline((rows["weights"] / rows["layers"]).iloc[0], color="#555555", linestyle=":")
-            axis.annotate("ρ$_{max}$", ((rows["weights"] / rows["layers"]).iloc[0], len(names) - 0.4), ha="right", fontsize=7)
+            bound = (rows["weights"] / rows["layers"]).iloc[0]
+            axis.axvline(bound, color="#555555", linestyle=":")
+            axis.annotate("ρ$_{max}$", (bound, len(names) - 0.4), ha="right", fontsize=7)
         axis.set_xscale("log")
         axis.set_yticks(range(len(names)), names)
         axis.set_title(_title(pair).replace(" on ", "\n"))
@@ -215,7 +226,8 @@ def maximal(found: pd.DataFrame) -> list[str]:
                  or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
         text = f"{label(model)} on {label(dataset)}: "
         text += f"ρ_max itself is reached by {', '.join(whole)}" if whole else "no method reaches ρ_max itself"
-        lines.append(text + "; log ρ_cr / log ρ_max: " + ", ".join(f"{name} {value:.2f}" for name, value in ranked.items()) + ".")
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in ranked.items())
+        lines.append(text + "; log ρ_cr / log ρ_max: " + listed + ".")
     return lines
 
 
@@ -234,12 +246,13 @@ def chance_table(frame: pd.DataFrame) -> Table:
             "neither" if neither == seeds else "it depends on the seed"
         lines.append({"table": entry.table, "network": f"{LABELS[entry.model]} on {LABELS[entry.dataset]}",
                       "r": f"{entry.compression:g}", "method": entry.method,
-                      "nothing passes": f"{int(closed.sum())}/{seeds}", "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
+                      "nothing passes": f"{int(closed.sum())}/{seeds}",
+                      "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
                       "neither": f"{neither}/{seeds}", "explained by": found if seeds else DASH})
     body = pd.DataFrame(lines)
     counts = ", ".join(f"{name} {count}" for name, count in body["explained by"].value_counts().items())
-    return Table(f"The {len(body)} entries that the thesis prints at chance level, and the @run masks of as many seeds as the "
-                 f"store has: {counts}.", body)
+    return Table(f"The {len(body)} entries that the thesis prints at chance level, "
+                 f"and the @run masks of as many seeds as the store has: {counts}.", body)
 
 
 # ---- Why
@@ -287,7 +300,8 @@ def zeros_by_layer(found: pd.DataFrame) -> Figure:
     for pair, axis in zip(networks, axes[0], strict=True):
         for name, rows in of(layers, pair).groupby("method", sort=False):
             base, style = methods.get(name).base, {"published": "-", "written": "-.", "run": "--"}[methods.get(name).reading]
-            axis.plot(range(1, len(rows) + 1), 100 * rows["zeros"] / rows["weights"], style, color=LOOKS[base][0], label=name)
+            percent = 100 * rows["zeros"] / rows["weights"]
+            axis.plot(range(1, len(rows) + 1), percent, style, color=LOOKS[base][0], label=name)
         axis.set_title(_title(pair).replace(" on ", "\n"))
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -310,7 +324,8 @@ def two_hypotheses(found: pd.DataFrame, frame: pd.DataFrame, pair: str) -> Figur
         rows = of(frame, pair)
         seen = rows[(rows["method"] == name) & rows["ratio"].isin(at.index)]
         for column, colour, style in (("ties", EXACT, "--"), ("two_sided", RELEASED, "-")):
-            axis.plot(at.index, 100 * (at[column] / at.index - 1), style, color=colour, label=f"predicted: {HYPOTHESES[column]}")
+            predicted = 100 * (at[column] / at.index - 1)
+            axis.plot(at.index, predicted, style, color=colour, label=f"predicted: {HYPOTHESES[column]}")
         axis.plot(seen["ratio"], 100 * (seen["reached"] / seen["ratio"] - 1), "o", color="black", markerfacecolor="none",
                   label="observed, a mark per seed")
         axis.set_xscale("log", base=2)
@@ -408,14 +423,15 @@ def readings_table(found: pd.DataFrame) -> Table:
     for (dataset, model), rows in found.groupby(["dataset", "model"], sort=False):
         index = rows.set_index(["first", "second", "ratio"])["jaccard"]
         index = pd.concat([index, index.swaplevel(0, 1)])
+        ratios = sorted(rows["ratio"].unique())
         for base in tables.bases():
             for other in (f"{base}@written", f"{base}@run"):
                 if (base, other) in set(index.index.droplevel(2)):
                     lines.append({"network": f"{label(model)} on {label(dataset)}", "kept sets": f"{base} and {other}"}
                                  | {f"r = {ratio:g}": f"{100 * index[base, other, ratio]:.1f} %"
-                                    if (base, other, ratio) in index.index else DASH for ratio in sorted(rows["ratio"].unique())})
-    return Table("What the readings of a method share: kept by both / kept by either. Sets of different sizes cannot reach 100 %.",
-                 pd.DataFrame(lines).fillna(DASH))
+                                    if (base, other, ratio) in index.index else DASH for ratio in ratios})
+    return Table("What the readings of a method share: kept by both / kept by either. "
+                 "Sets of different sizes cannot reach 100 %.", pd.DataFrame(lines).fillna(DASH))
 
 
 @_tabled
@@ -427,8 +443,8 @@ def variation_table(found: pd.DataFrame) -> Table:
         for row in rows.itertuples():
             line[f"{row.against}, r = {row.ratio:g}"] = f"{100 * row.jaccard:.1f} %"
         lines.append(line | {f"by chance, r = {row.ratio:g}": f"{100 * row.by_chance:.1f} %" for row in rows.itertuples()})
-    return Table("What a kept set shares with that of another seed, of another scoring batch on the same weights, and by chance.",
-                 pd.DataFrame(lines).fillna(DASH))
+    return Table("What a kept set shares with that of another seed, of another scoring batch on the same weights, "
+                 "and by chance.", pd.DataFrame(lines).fillna(DASH))
 
 
 @_tabled
@@ -437,7 +453,8 @@ def images_table(found: pd.DataFrame) -> Table:
     rows = [{"network": f"{label(row.model)} on {label(row.dataset)}", "images": str(row.images), "against": row.against,
              "r": f"{row.ratio:g}", "in common": f"{100 * row.jaccard:.1f} %", "by chance": f"{100 * row.by_chance:.1f} %"}
             for row in found.itertuples()]
-    return Table("OBD's kept set from fewer images, against that from the most: kept by both / kept by either.", pd.DataFrame(rows))
+    return Table("OBD's kept set from fewer images, against that from the most: kept by both / kept by either.",
+                 pd.DataFrame(rows))
 
 
 @_tabled
@@ -451,8 +468,9 @@ def exactness_table(found: pd.DataFrame) -> Table:
                       "h from": f"{rows['double_backward'].min():.2e}", "to": f"{rows['double_backward'].max():.2e}",
                       "largest relative difference, float64": f"{apart['diagonal']:.1e}",
                       "the same, float32 with float64 sums": f"{apart['float32']:.1e}"})
-    return Table("The exact diagonal by first derivatives alone, against double backward (autograd's, float64), for single weights "
-                 "drawn by chance from all prunable layers of the real network; 16 training images.", pd.DataFrame(lines))
+    return Table("The exact diagonal by first derivatives alone, against double backward (autograd's, float64), "
+                 "for single weights drawn by chance from all prunable layers of the real network; 16 training images.",
+                 pd.DataFrame(lines))
 
 
 @_tabled

@@ -241,7 +241,8 @@ def _depth(study: Study, images: data.Data) -> Rows:
     rows = []
     for name in DEPTHS:
         model = models.build(name, len(images.classes), study.width)
-        models.initialise(model, "own", experiment.generator(dataclasses.replace(study.cell("Dense"), model=name), "weights"))
+        cell = dataclasses.replace(study.cell("Dense"), model=name)
+        models.initialise(model, "own", experiment.generator(cell, "weights"))
         for dtype, score in ((torch.float32, synflow_run), (torch.float64, synflow)):
             largest = max(s.max() for s in score(model, None, None).values())
             rows.append({"network": name, "precision": str(dtype).removeprefix("torch."),
@@ -256,7 +257,8 @@ def _finite(value: Tensor) -> float | None:
 # ---- Second derivatives
 
 def _exactness(study: Study, images: data.Data, count: int = 12, seen: int = 16) -> Rows:
-    """OBD's h of a few weights drawn by chance, by first derivatives alone and by double backward, float64; and float32's."""
+    """OBD's h of a few weights drawn by chance, by first derivatives alone and by double backward, float64;
+    and float32's."""
     cell = study.cell()
     model, draw = experiment.network(cell, images).double(), experiment.generator(cell, "exactness")
     inputs = trainer.batch(images, torch.arange(min(seen, len(images.train_labels))), None)[0].double()

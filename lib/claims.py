@@ -9,8 +9,20 @@ import pandas as pd
 
 from lib.data import classes
 from lib.tables import (
-    ACCOUNTING, DASH, ORDER, RATIOS, STAND_INS, THESIS, Table, coverage, dataset_for, factor_of, label, pairs_of,
-    select, summary,
+    ACCOUNTING,
+    DASH,
+    ORDER,
+    RATIOS,
+    STAND_INS,
+    THESIS,
+    Table,
+    coverage,
+    dataset_for,
+    factor_of,
+    label,
+    pairs_of,
+    select,
+    summary,
 )
 
 

@@ -168,7 +168,8 @@ class Example:
         sizes = [weight.numel() for weight in pruning.prunable(model).values()]
         total = sum(parameter.numel() for parameter in model.parameters())
         return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes),
-                "prunable layers": len(sizes), "largest r": pruning.largest_compression(model), "stand-in data": self.images.stand_in}
+                "prunable layers": len(sizes), "largest r": pruning.largest_compression(model),
+                "stand-in data": self.images.stand_in}
 
     def cell(self, method: str, ratio: float = 1.0) -> Cell:
         """The cell that this network begins; only its scoring and its mask matter here."""

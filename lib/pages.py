@@ -21,7 +21,8 @@ mtd[columnalign=left] { text-align: left } mtd[columnalign=right] { text-align: 
 </style>{% endblock %}
 {% block data_png %}{% set picture = output.metadata.get('image/png', {}) %}
 <div class="jp-RenderedImage jp-OutputArea-output"><img src="data:image/png;base64,{{ output.data['image/png'] }}"
- alt="{{ picture.get('alt', '') | escape }}" {% if picture.width %}width="{{ picture.width }}"{% endif %}></div>{% endblock %}
+ alt="{{ picture.get('alt', '') | escape }}" {% if picture.width %}width="{{ picture.width }}"{% endif %}>\
+</div>{% endblock %}
 {% block data_latex %}{{ output.data['text/latex'] | markdown2html }}{% endblock %}"""
 
 # What the index leads to, folder by folder.

@@ -84,9 +84,9 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
         r = 1 becomes the unpruned network, once per initialisation. Seed by seed, the unpruned cells come first, then pair
         by pair; the ratios of one method are neighbours, because they share one score, and where nothing is trained so are
-        the readings of a method, because OBD's share their curvature. Where the profile trains, what answers most comes first:
-        see `_stage`. No cell comes twice. Raises `UserError` for
-        a method that is not in the table, and for a pair or a ratio that is not in the profile.
+        the readings of a method, because OBD's share their curvature. Where the profile trains, what answers most comes
+        first: see `_stage`. No cell comes twice. Raises `UserError` for a method that is not in the table, and for a pair
+        or a ratio that is not in the profile.
         """
         chosen = select(methods)
         pairs = self._among(pairs, list(self.pairs), "pair")
@@ -126,9 +126,11 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         if epochs:
             changed["pairs"] = {pair: min(epochs, whole) for pair, whole in self.pairs.items()}
         if train_images:
-            obd = self.obd_images if isinstance(self.obd_images, dict) else {pair.split("/")[0]: self.obd_images for pair in self.pairs}
-            changed |= {"train_images": train_images,
-                        "obd_images": {dataset: min(images or train_images, train_images) for dataset, images in obd.items()}}
+            obd = self.obd_images
+            if not isinstance(obd, dict):
+                obd = {pair.split("/")[0]: self.obd_images for pair in self.pairs}
+            fewer = {dataset: min(images or train_images, train_images) for dataset, images in obd.items()}
+            changed |= {"train_images": train_images, "obd_images": fewer}
         return self.model_copy(update=changed | {"profile": name})
 
     def _among(self, wanted: list | None, known: list, what: str) -> list:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lib import claims, figures, tables
 from lib.profile import PILOT
-from lib.tables import ACCOUNTING, DASH, ORDER, Table, at_rate, dataset_for, label, pairs_of
+from lib.tables import ACCOUNTING, DASH, ORDER, Table, at_rate, dataset_for, pairs_of
 
 STATEMENTS = tuple(claim for claim in claims.CLAIMS if claim.text.startswith("CNN on MNIST: "))
 NOT_RUN = "not run yet"

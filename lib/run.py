@@ -58,16 +58,20 @@ def parser() -> argparse.ArgumentParser:
     add("--subset", type=int, metavar="N", help="cut the profile down: only the first N training images, likewise")
     add("--wait", action="store_true", help="where another run is writing to the same store, wait for its end "
                                             "(default: refuse)")
-    add("--device", metavar="NAME", help="where cells train, such as cuda or cuda:1 (default: cuda where there is one, else cpu); "
+    add("--device", metavar="NAME", help="where cells train, such as cuda or cuda:1 "
+                                         "(default: cuda where there is one, else cpu); "
                                          "one worker for a device unless --workers says more")
-    add("--stack", type=int, metavar="K", help="how many cells that differ in method and compression only train in lock-step "
-                                               "(default: 16 on cuda, 1 on cpu); halved where memory runs out")
+    add("--stack", type=int, metavar="K", help="how many cells that differ in method and compression only "
+                                               "train in lock-step (default: 16 on cuda, 1 on cpu); "
+                                               "halved where memory runs out")
     add("--precision", choices=trainer.PRECISIONS, default="float32",
-        help="of what layers compute while they train (default: float32). Each record says which; a finished cell is not computed "
-             "again in the other, and of two records of a cell the one in float32 counts")
+        help="of what layers compute while they train (default: float32). "
+             "Each record says which; a finished cell is not computed again in the other, "
+             "and of two records of a cell the one in float32 counts")
     add("--budget", type=float, metavar="SECONDS", help="start no new cell after so many seconds of computing")
-    add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in floating-point operations and, by a "
-                                           "calibration of ten seconds, in time, and stop")
+    add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in "
+                                               "floating-point operations and, by a calibration of ten seconds, "
+                                               "in time, and stop")
     add("--list", action="store_true", help="list profiles, notebooks and how many cells each has left, and stop")
     return result
 
@@ -144,7 +148,8 @@ def run(chosen: Profile, options: argparse.Namespace) -> int:
         raise UserError(f"The profile {chosen.profile!r} audits no pairs (its key `audit`), so {AUDIT} has nothing to draw.")
     wanted = [(chosen, names)]
     if options.profile is None and chosen.profile == "quick":
-        drawn = [(other, drawable(other, [name for name in names if name in DRAWN])) for other in other_stores(chosen.profile)]
+        among = [name for name in names if name in DRAWN]
+        drawn = [(other, drawable(other, among)) for other in other_stores(chosen.profile)]
         wanted += [(other, its_names) for other, its_names in drawn if its_names]
     for one, its_names in wanted:
         check(one, its_names)

@@ -77,7 +77,8 @@ def _save(checkpoint: Path, state: dict, history: History) -> None:
         torch.save(values | {"history": list(history)}, partial)
         partial.replace(checkpoint)
     except (OSError, RuntimeError) as error:   # torch wraps what its writer meets
-        warnings.warn(f"{checkpoint} cannot be written ({error}): if this run is stopped, the cell starts anew.", stacklevel=3)
+        warnings.warn(f"{checkpoint} cannot be written ({error}): if this run is stopped, the cell starts anew.",
+                      stacklevel=3)
         partial.unlink(missing_ok=True)
 
 

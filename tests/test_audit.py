@@ -35,8 +35,10 @@ def rows(answered, question, method=""):
 
 def test_a_profile_asks_every_question_of_the_pairs_that_it_audits():
     asked = audit.studies(GRID)
-    assert {each.question for each in asked} == set(audit.QUESTIONS) - {"depth"} and {each.dataset for each in asked} == {"digits"}
-    depths = [each for each in audit.studies(GRID.model_copy(update={"audit": ["shapes10/resnet20"]})) if each.question == "depth"]
+    assert {each.question for each in asked} == set(audit.QUESTIONS) - {"depth"}
+    assert {each.dataset for each in asked} == {"digits"}
+    residual = GRID.model_copy(update={"audit": ["shapes10/resnet20"]})
+    depths = [each for each in audit.studies(residual) if each.question == "depth"]
     assert [each.seed for each in depths] == [42, 43]
     assert len({each.key for each in asked}) == len(asked)
 
@@ -145,7 +147,8 @@ def test_signs_zeros_and_both_hypotheses_by_brute_force(answered):
     for row in found:
         if row["what"] == "layer":
             score = scores[row["layer"]]
-            assert (row["weights"], row["zeros"], row["negative"]) == (score.numel(), int((score == 0).sum()), int((score < 0).sum()))
+            zeros, negative = int((score == 0).sum()), int((score < 0).sum())
+            assert (row["weights"], row["zeros"], row["negative"]) == (score.numel(), zeros, negative)
     flat = torch.cat([score.flatten() for score in scores.values()]).double().numpy()
     assert sum(row["weights"] for row in found if row["what"] == "bar") == (flat != 0).sum()
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -184,7 +187,8 @@ def test_the_flow_is_what_its_scores_are_derived_from():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
     model.input_shape = (3,)
-    by_hand = model[2].weight.detach().abs().double() @ (model[0].weight.detach().abs().double() @ torch.ones(3, dtype=torch.float64))
+    first, second = (model[place].weight.detach().abs().double() for place in (0, 2))
+    by_hand = second @ (first @ torch.ones(3, dtype=torch.float64))
     total, _ = flow(model, None, torch.float64)
     assert float(total.detach()) == pytest.approx(float(by_hand.sum()))
     assert all(float(score.sum()) == pytest.approx(float(total.detach())) for score in synflow(model, None, None).values())
@@ -219,8 +223,8 @@ def test_every_entry_at_chance_level_gets_its_explanation():
 
 def _severed():
     import pandas as pd
-    return pd.DataFrame([{"dataset": "cifar10", "model": "vgg16", "method": "GlobalMag@run", "ratio": ratio, "collapsed": True,
-                          "empty": 5, "seed": 42} for ratio in (32.0, 64.0)])
+    return pd.DataFrame([{"dataset": "cifar10", "model": "vgg16", "method": "GlobalMag@run", "ratio": ratio,
+                          "collapsed": True, "empty": 5, "seed": 42} for ratio in (32.0, 64.0)])
 
 
 def test_maximal_critical_compression_is_told_in_logarithms(answered):

@@ -41,7 +41,8 @@ def pretended(card, monkeypatch):
     monkeypatch.setattr(obd, "_last", {})
     monkeypatch.setattr(obd, "_each", map)   # modes belong to a thread
     # `torch.tensor(..., device=)` does not know such a device.
-    monkeypatch.setattr(data_module, "_statistics", lambda mean, std, device: [torch.empty(len(mean), 1, 1, device=device)] * 2)
+    monkeypatch.setattr(data_module, "_statistics",
+                        lambda mean, std, device: [torch.empty(len(mean), 1, 1, device=device)] * 2)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
     with FakeTensorMode(), Answers():
         yield

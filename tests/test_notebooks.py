@@ -17,8 +17,8 @@ from lib.scorers.common import weights
 from lib.store import Store
 from tests import nets
 
-TINY = dict(profile="tiny", pairs={"digits/cnn": 1}, compressions=[1, 4], further_compressions=[], seeds=[42], learning_rate=1e-3,
-            text_learning_rate=None, width=0.2, train_images=256, obd_images=32, audit=["digits/cnn"])
+TINY = dict(profile="tiny", pairs={"digits/cnn": 1}, compressions=[1, 4], further_compressions=[], seeds=[42],
+            learning_rate=1e-3, text_learning_rate=None, width=0.2, train_images=256, obd_images=32, audit=["digits/cnn"])
 LONE = "05_synflow"   # computes its own cells, and runs in another folder than the others
 
 

@@ -19,7 +19,8 @@ def test_it_asks_what_the_thesis_says_of_mnist():
 def test_what_has_not_run_is_said():
     table = rates.statements(mnist.frame(mnist.records([42], [1e-3])), RATES)
     assert "0.0001: not run yet (0 of 86 cells). So the two cannot be compared yet." in table.caption
-    assert table.body["at 0.0001"].str.startswith("not run yet").all() and not table.body["at 0.001"].str.contains("not run").any()
+    assert table.body["at 0.0001"].str.startswith("not run yet").all()
+    assert not table.body["at 0.001"].str.contains("not run").any()
     figure = rates.diagram(mnist.frame(mnist.records([42], [1e-3])), RATES)
     assert "not run yet" in figure.axes[1].get_title() and "86 of 172 cells" in figure.get_suptitle()
     assert "no second learning rate" in rates.statements(mnist.frame([]), (1e-3, None)).caption
@@ -27,7 +28,8 @@ def test_what_has_not_run_is_said():
 
 def both(slow, fast=TOP, **errors):
     """A frame with the CNN at both rates: top-1 by method."""
-    parts = [grid(top1, ratios=(2, 64), **errors).assign(learning_rate=rate) for rate, top1 in zip(RATES, (fast, slow), strict=True)]
+    parts = [grid(top1, ratios=(2, 64), **errors).assign(learning_rate=rate)
+             for rate, top1 in zip(RATES, (fast, slow), strict=True)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -50,7 +52,8 @@ def test_alike_verdicts_do_not_tell_the_rates_apart():
 
 def test_training_everything_less_is_no_agreement():
     less = {base: 10 + (top - 10) / 4 for base, top in (TOP | {"LAMP": 95}).items()}
-    assert rates.among_first(grid(TOP)) == 4 and rates.among_first(grid(TOP | {"LAMP": 95})) == 3 == rates.among_first(grid(less))
+    assert rates.among_first(grid(TOP)) == 4
+    assert rates.among_first(grid(TOP | {"LAMP": 95})) == 3 == rates.among_first(grid(less))
     assert rates.among_first(grid(TOP | {"SNIP": 10})) == 3    # a tie at chance level is no place
     assert rates.among_first(tables.frame([])) is None
 
@@ -69,7 +72,8 @@ def test_rates_are_compared_on_the_seeds_that_both_have_and_the_other_seeds_say_
     one = rates.statements(mnist.frame(mnist.records([42])), RATES).body
     three = rates.statements(mnist.frame(found), RATES).body
     assert one["at 0.001"].tolist() == three["at 0.001"].tolist()
-    assert three["at 0.001, seeds that agree"].iloc[3] == "0 of 3" and three["at 0.0001, seeds that agree"].iloc[3] == "0 of 1"
+    assert three["at 0.001, seeds that agree"].iloc[3] == "0 of 3"
+    assert three["at 0.0001, seeds that agree"].iloc[3] == "0 of 1"
     assert three["at 0.001, seeds that agree"].iloc[-1] == "1 of 4, 2 of 4, 2 of 4"
 
 

@@ -19,8 +19,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib import UserError, estimate, execution, manifest, pages, profile, run, sweep
 from lib.experiment import Cell
 
-FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1], learning_rate=0.001,
-              text_learning_rate=None, width=0.125, train_images=64, obd_images=16, audit=[])
+FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1],
+              learning_rate=0.001, text_learning_rate=None, width=0.125, train_images=64, obd_images=16, audit=[])
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 

@@ -41,7 +41,8 @@ def test_the_seed_is_the_unit_and_ratios_are_no_repetitions():
 
 
 def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_joined():
-    found = compare({"SNIP": [90, 90.4, 90.2], "LAMP": [90.1, 90, 90.3], "OBD": [50, 50.3, 50.1], "Random": [20, 20.1, 20.3]})
+    found = compare({"SNIP": [90, 90.4, 90.2], "LAMP": [90.1, 90, 90.3],
+                     "OBD": [50, 50.3, 50.1], "Random": [20, 20.1, 20.3]})
     assert found.names == ["SNIP", "LAMP", "OBD", "Random"] and found.joined() == [(0, 1)]
     text = significance.sentences(found)
     assert "which is best cannot be told among SNIP, LAMP" in text and "LAMP over OBD; OBD over Random" in text
@@ -49,7 +50,8 @@ def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_joined():
 
 
 def test_methods_that_no_bar_joins_differ():
-    found = compare({"SNIP": [90, 91, 92], "LAMP": [70, 95, 89], "OBD": [84, 84.1, 84], "Random": [83, 60, 85], "GraSP": [50, 51, 50]})
+    found = compare({"SNIP": [90, 91, 92], "LAMP": [70, 95, 89], "OBD": [84, 84.1, 84],
+                     "Random": [83, 60, 85], "GraSP": [50, 51, 50]})
     for first, better in enumerate(found.names):
         for last in range(first + 1, len(found.names)):
             joined = any(begin <= first and last <= end for begin, end in found.joined())

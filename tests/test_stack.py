@@ -47,7 +47,8 @@ def test_copies_in_bf16_are_what_each_is_alone_in_bf16(monkeypatch):
     masks, recipe = sparse(together), RECIPE | {"precision": "bf16"}
     histories = stack.train(together, masks, data, generator=seeded(5), **recipe)
     for history, expected in zip(histories, alone(apart, masks, data, **recipe)):
-        assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.02)   # 8 bits, summed in another order
+        # 8 bits, summed in another order.
+        assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.02)
     assert all(value.dtype == torch.float32 for model in together for value in model.parameters())
 
 
@@ -114,7 +115,8 @@ def test_masks_that_do_not_fit_are_refused():
 def test_cells_together_give_the_records_of_cells_alone(monkeypatch):
     monkeypatch.undo()   # as cells run, in float32
     cell = Cell("digits", "cnn", "SNIP", 4, 42, 2, 0.01, width=0.25, train_images=256)
-    cells = [cell, replace(cell, method="Random@run"), replace(cell, method="Dense", compression=1), replace(cell, compression=2)]
+    cells = [cell, replace(cell, method="Random@run"), replace(cell, method="Dense", compression=1),
+             replace(cell, compression=2)]
     together = experiment.run_together(cells)
     assert [record.cell for record in together] == cells and {record.run["stacked"] for record in together} == {4}
     for record, one in zip(together, cells):

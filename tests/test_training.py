@@ -35,7 +35,8 @@ def test_seeds_decide_whether_the_last_epoch_is_much():
 
 
 def test_the_spread_is_of_seeds_at_the_main_rate():
-    both, main = (training.sentence(history(mnist.records(rates=rates)), "mnist", "cnn", RATES) for rates in (RATES, RATES[:1]))
+    both, main = (training.sentence(history(mnist.records(rates=rates)), "mnist", "cnn", RATES)
+                  for rates in (RATES, RATES[:1]))
     assert both.partition("a seed alone")[2] == main.partition("a seed alone")[2] != ""
 
 

@@ -33,8 +33,8 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             found[name] = layer
         elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
-            raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: only "
-                            "those of Conv2d and Linear are known. Build the network of these.")
+            raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: "
+                            "only those of Conv2d and Linear are known. Build the network of these.")
     return found
 
 

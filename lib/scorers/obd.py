@@ -89,8 +89,9 @@ def _check(model: nn.Module) -> int:
     """The number of classes; raises for a layer whose per-image gradients this module does not know."""
     for name, module in model.named_modules():
         if isinstance(module, SMOOTH):
-            raise UserError(f"OBD does not apply to {name or 'the network'}: with {type(module).__name__} the logits are not "
-                            "piecewise linear in each weight, so the Hessian's diagonal needs second derivatives.")
+            raise UserError(f"OBD does not apply to {name or 'the network'}: "
+                            f"with {type(module).__name__} the logits are not piecewise linear in each weight, "
+                            "so the Hessian's diagonal needs second derivatives.")
     for name, layer in layers(model).items():
         if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"
                                              or isinstance(layer.padding, str)):

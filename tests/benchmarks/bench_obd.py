@@ -45,7 +45,8 @@ def ours(images: Tensor, _: Tensor, chunk: int | None) -> list[Tensor]:
 
 def backpack(images: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
     """The same by BackPACK, which wants a sequence of layers; batches are weighed, for it averages."""
-    from backpack import backpack as extended, extend
+    from backpack import backpack as extended
+    from backpack import extend
     from backpack.extensions import DiagGGNExact
 
     cnn = network(images.dtype)

@@ -35,8 +35,8 @@ def main() -> None:
         rounded = top1(cell, options, "bf16")
         spreads.append(max(exact) - min(exact))
         differences.append(abs(rounded - exact[0]))
-        print(f"{cell}: float32 {', '.join(f'{value:.2f}' for value in exact)} % (seeds {', '.join(map(str, options.seeds))}), "
-              f"bf16 {rounded:.2f} %", flush=True)
+        print(f"{cell}: float32 {', '.join(f'{value:.2f}' for value in exact)} % "
+              f"(seeds {', '.join(map(str, options.seeds))}), bf16 {rounded:.2f} %", flush=True)
     print(f"largest difference by precision {max(differences):.2f} points, by seed {max(spreads):.2f}: "
           f"{'within' if max(differences) <= max(spreads) else 'NOT within'} what a seed moves")
 

@@ -51,7 +51,12 @@ def item(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Callab
     if row:
         method = methods.get(row)
         scores = pruning.score(model, method, inputs, targets, torch.Generator().manual_seed(0)) if "run" in name else None
-        return lambda: pruning.select(model, method, scores or pruning.score(model, method, None, None, torch.Generator()), 16, None)
+
+        def mask() -> object:
+            used = scores or pruning.score(model, method, None, None, torch.Generator())
+            return pruning.select(model, method, used, 16, None)
+
+        return mask
     if name == "top-k":
         flat = torch.cat([score.flatten() for score in SCORERS["gradient"](model, inputs, targets).values()])
         return lambda: pruning.top(flat, len(flat) // 16)
@@ -136,8 +141,8 @@ def main() -> None:
                     ratios, seconds, peak = alone.submit(timed, options, model, name, dtype).result()
                 limit = target(name, model, dtype)
                 verdict = "" if limit is None else "met" if median(ratios) <= limit else "missed"
-                print(f"{model:9} {name:19} {dtype:8} {measure.middle(ratios):>26} {limit or '':>7} {verdict:7} {peak:8.0f}   "
-                      f"{seconds:.3f} s", flush=True)
+                print(f"{model:9} {name:19} {dtype:8} {measure.middle(ratios):>26} {limit or '':>7} "
+                      f"{verdict:7} {peak:8.0f}   {seconds:.3f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_stack --data DIR --model resnet56
     python -m tests.benchmarks.bench_stack --data DIR --model vgg16 --device cuda --precision bf16
 
-One after the other: `trainer.train`. Lock-step, stacked: `stack.train`, K copies by `torch.func.vmap`, whose convolutions are
+One after the other: `trainer.train`. \
+Lock-step, stacked: `stack.train`, K copies by `torch.func.vmap`, whose convolutions are
 grouped ones. Lock-step, in branches: the batch is made once, and each copy's step follows in turn (what one CUDA graph
 with a branch for each copy would capture). Processes: as a sweep runs, a cell in each; only on the processor, one thread
 each. All on the same first images, without a test after the epoch.
@@ -93,7 +94,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--precision", choices=trainer.PRECISIONS, default="float32")
     options = parser.parse_args()
-    print(f"{measure.machine()}; {options.copies} copies of {options.model}, {options.device}, {options.precision}", flush=True)
+    print(f"{measure.machine()}; {options.copies} copies of {options.model}, {options.device}, {options.precision}",
+          flush=True)
     ways = {"one after the other": one_by_one, "lock-step, stacked": stacked, "lock-step, in branches": branches}
     sides = {name: partial(way, options) for name, way in ways.items()}
     with measure.process(os.cpu_count(), sweep._prepare) as workers:
@@ -103,8 +105,8 @@ def main() -> None:
     for name, each in turns.items():
         ratios = [turn.value / first.value for turn, first in zip(each, turns["one after the other"])]
         processor = [1e3 * turn.processor / options.copies / options.images for turn in each]
-        print(f"{name:24} {measure.middle([turn.value for turn in each])} images per second, {measure.middle(ratios)} times the "
-              f"first, {measure.middle(processor)} processor milliseconds for each")
+        print(f"{name:24} {measure.middle([turn.value for turn in each])} images per second, "
+              f"{measure.middle(ratios)} times the first, {measure.middle(processor)} processor milliseconds for each")
     print(f"other programs took {100 * others:.0f} % of the processor")
 
 

@@ -98,7 +98,8 @@ def pictures(options, images: int, test: bool = True) -> data.Data:
 # --- the released loop
 
 class Pictures(Dataset):
-    """One image at a time: array, PIL image, flipped and cropped, tensor in [0, 1], normalised, as torchvision's transforms go."""
+    """One image at a time: array, PIL image, flipped and cropped, tensor in [0, 1], normalised,
+    as torchvision's transforms go."""
 
     def __init__(self, images: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], augmented: bool):
         self.images, self.labels, self.mean, self.std = images.permute(0, 2, 3, 1).squeeze(-1), labels, mean, std
@@ -213,8 +214,8 @@ def bounds(options, precision: str) -> list[str]:
         "time: " + ", ".join(f"{kind} {100 * took / total:.0f} %" for kind, took in share.items()),
         f"one thread does {done:.0f} GFLOP/s (convolutions and linear layers, over the whole time), "
         f"{100 * done / possible:.0f} % of the {possible:.0f} of a 1024 x 1024 product",
-        f"{measure.middle([ours / ready for ours, ready, _ in turns])} times as long as the same steps on one batch that lies "
-        f"ready (target: {OVERHEAD})",
+        f"{measure.middle([ours / ready for ours, ready, _ in turns])} times as long as the same steps "
+        f"on one batch that lies ready (target: {OVERHEAD})",
     ]
 
 

@@ -24,7 +24,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     result.add_argument("--data", help="folder of mnist.npz, cifar10.npz ($FORESIGHT_DATA, else the cache or a download)")
-    result.add_argument("--digits", action="store_true", help="stand-ins, repeated: scikit-learn's digits for MNIST, shapes10 for CIFAR-10")
+    result.add_argument("--digits", action="store_true",
+                        help="stand-ins, repeated: scikit-learn's digits for MNIST, shapes10 for CIFAR-10")
     result.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn (5)")
     return result
 
