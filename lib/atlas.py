@@ -25,18 +25,21 @@ RELEASED, EXACT = "#CC6677", "#332288"
 
 # ---- Frames
 
+MASK = ("dataset", "model", "method", "reading", "base", "ratio", "seed", "images", "collapsed", "empty", "effective", "reached",
+        "parameters", "released", "kept", "sizes")
+
+
 def masks(records: Iterable[Record]) -> pd.DataFrame:
     """One row per mask: where it is of, how often its seed's network is left without a path, how much stays on paths."""
-    rows = [{"dataset": record.cell.dataset, "model": record.cell.model, "method": record.cell.method,
-             "reading": methods.get(record.cell.method).reading, "base": methods.get(record.cell.method).base,
-             "ratio": record.cell.compression, "seed": record.cell.seed, "images": record.cell.score_images,
-             "collapsed": record.report["collapsed"], "empty": len(record.report["empty_layers"]),
-             "effective": record.report["effective_compression"], "reached": record.report["compression"],
-             "parameters": record.report["parameters"], "released": record.report["compression_released"],
-             "kept": record.report["kept"], "sizes": record.report["sizes"]}
-            for record in records if record.cell.compression > 1]
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["dataset", "model", "method", "reading", "base", "ratio",
-                                                                "seed", "collapsed", "empty", "effective", "reached"])
+    rows = []
+    for record in records:
+        cell, report, method = record.cell, record.report, methods.get(record.cell.method)
+        if cell.compression > 1:
+            rows.append((cell.dataset, cell.model, cell.method, method.reading, method.base, cell.compression, cell.seed,
+                         cell.score_images, report["collapsed"], len(report["empty_layers"]), report["effective_compression"],
+                         report["compression"], report["parameters"], report["compression_released"], report["kept"],
+                         report["sizes"]))
+    return pd.DataFrame(rows, columns=list(MASK))
 
 
 def answers(found: Iterable[Answer], question: str) -> pd.DataFrame:

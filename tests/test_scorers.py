@@ -388,4 +388,5 @@ def test_lookahead_refuses_a_grouped_convolution():
 def test_a_network_that_is_a_single_layer_is_scored(score):
     net, options = nn.Linear(4, 3).double(), {"generator": torch.Generator()} if score == "random" else {}
     inputs, targets = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.tensor([0, 1, 2, 0, 1])
-    assert {name: value.shape for name, value in SCORERS[score](net, inputs, targets, **options).items()} == {"weight": (3, 4)}
+    scores = SCORERS[score](net, inputs, targets, **options)
+    assert {name: value.shape for name, value in scores.items()} == {"weight": (3, 4)}
