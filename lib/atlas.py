@@ -25,8 +25,8 @@ RELEASED, EXACT = "#CC6677", "#332288"
 
 # ---- Frames
 
-MASK = ("dataset", "model", "method", "reading", "base", "ratio", "seed", "images", "collapsed", "empty", "effective", "reached",
-        "parameters", "released", "kept", "sizes")
+MASK = ("dataset", "model", "method", "reading", "base", "ratio", "seed", "images", "collapsed", "empty", "effective",
+        "reached", "parameters", "released", "kept", "sizes")
 
 
 def masks(records: Iterable[Record]) -> pd.DataFrame:
@@ -36,9 +36,9 @@ def masks(records: Iterable[Record]) -> pd.DataFrame:
         cell, report, method = record.cell, record.report, methods.get(record.cell.method)
         if cell.compression > 1:
             rows.append((cell.dataset, cell.model, cell.method, method.reading, method.base, cell.compression, cell.seed,
-                         cell.score_images, report["collapsed"], len(report["empty_layers"]), report["effective_compression"],
-                         report["compression"], report["parameters"], report["compression_released"], report["kept"],
-                         report["sizes"]))
+                         cell.score_images, report["collapsed"], len(report["empty_layers"]),
+                         report["effective_compression"], report["compression"], report["parameters"],
+                         report["compression_released"], report["kept"], report["sizes"]))
     return pd.DataFrame(rows, columns=list(MASK))
 
 
