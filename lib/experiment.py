@@ -5,7 +5,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lib import UserError, data, methods, models, pruning, stack, trainer
+from lib.scorers import SCORERS
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
+
+# Masks that differ in less than this share of the kept weights are trained once: a seed moves an accuracy far more.
+SAME = 0.001
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class Record:
         compression = f"compression {self.report['compression']:.4g}{collapsed}"
         if not self.history:
             return compression
-        return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}"
+        trained = f", trained as {self.run['trained_as']}" if "trained_as" in self.run else ""
+        return f"top-1 {100 * self.history[-1]['top1'] / self.test_images:.2f} %, {compression}{trained}"
 
 
 _layers: dict[tuple, dict[str, int]] = {}   # of each network, as it was read first
@@ -195,6 +200,36 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
     return [Record(cell.key, VERSION, cell, report, list(history), len(images.test_labels),
                    circumstances(device, precision) | {"diverged": history.diverged, "seconds": share, "stacked": len(cells)})
             for cell, report, history in zip(cells, reports, histories)]
+
+
+def twin(cell: Cell) -> Cell | None:
+    """The `@run` cell whose mask may be all but that of this published cell: both are made of one score, of the same
+    weights and without data. None where there is no such cell, or nothing is trained."""
+    method, released = methods.get(cell.method), methods.METHODS.get(f"{cell.method}@run")
+    if not cell.epochs or released is None or released.selection != "quantile":   # "bernoulli" looks at no score
+        return None
+    same = all(getattr(method, name) == getattr(released, name) for name in ("score", "scope", "rounds", "init"))
+    return replace(cell, method=released.name) if same and not getattr(SCORERS[method.score], "data", True) else None
+
+
+def served(cell: Cell, known: Record, data_root: str | None = None) -> Record | None:
+    """The record of a cell that is not trained: its own masks, audited, and the training of its twin, whose record is
+    `known`. None where their masks differ in `SAME` of the kept weights or more.
+
+    `Record.run` tells of the training that is shown and, under `trained_as`, whose it is; the seconds are the masks'.
+    Raises as `run` does.
+    """
+    began = time.perf_counter()
+    images = images_of(cell, data_root)
+    model = network(cell, images)
+    masks, others = (masks_of(each, model, images) for each in (cell, known.cell))
+    different = sum(int((mask != others[name]).sum()) for name, mask in masks.items())
+    if different >= SAME * pruning.kept_count(model, cell.compression):
+        return None
+    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    seconds = round(time.perf_counter() - began, 3)
+    return Record(cell.key, VERSION, cell, report, known.history, known.test_images,
+                  known.run | {"score_seconds": seconds, "seconds": seconds, "trained_as": known.cell.method})
 
 
 def generator(cell: Cell, purpose: str) -> torch.Generator:

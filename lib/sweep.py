@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as first_of
 from functools import partial
@@ -36,6 +36,9 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     each, so that results do not depend on their number. budget: seconds after which no further cell is started, nor before
     it one that, by those of its kind that were computed in this run, would not end in time. device, precision: where and in
     what cells train. stack: how many trained cells that differ in method and compression only train in lock-step (`lib.stack`).
+    A cell that has a twin (`experiment.twin`), missing too or in the store, comes after it and shows its training where
+    `experiment.served` allows that and the precision is the one asked for: so the number of workers and the order of
+    the cells do not matter.
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
     and the cells in flight, and only those, are lost; on this machine they go on from their last checkpoint.
     """
@@ -45,6 +48,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     own = executor is None
     workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
+    twin = experiment.twin if work is None else lambda cell: None
     if work is None:
         checkpoints = store.path.parent / "checkpoints" if own else None   # elsewhere there may be no such folder
         work = partial(experiment.run, device=device, precision=precision, checkpoints=checkpoints)
@@ -52,8 +56,11 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     try:
         with store.writing(wait):  # reads again what another run has written since
             todo, at_once = missing(cells, store), workers if own else 64
-            return _drain(tasks(todo, stack), len(todo), store, at_once, budget, say,
-                          submit=lambda task: executor.submit(compute, task, data_root, work, together))
+            asked = set(todo)
+            twins = {cell: its for cell in todo if (its := twin(cell)) and (its in asked or its in store)}
+            return _drain(tasks(todo, stack, twins), len(todo), store, at_once, budget, say, twins=twins,
+                          submit=lambda task: executor.submit(compute, task, data_root, work, together,
+                                                              _known(task, twins, store, precision)))
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
                         "No finished cell is lost.") from error
@@ -66,20 +73,30 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
             executor.shutdown(cancel_futures=True)
 
 
+def _known(task: tuple, twins: dict[Cell, Cell], store: Store, precision: str) -> dict[Cell, Record]:
+    """For the cells of a task, the records of their twins, as far as there are any of this precision."""
+    found = {cell: store.get(twins[cell]) for cell in task if cell in twins}
+    return {cell: record for cell, record in found.items() if record and record.run.get("precision") == precision}
+
+
 def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: float | None, say: Callable[[str], None],
-           submit: Callable[[tuple], Future]) -> list[str]:
-    """Keeps `at_once` tasks in flight until none is left or the budget is spent."""
-    began, queue, flying, failures, done = time.monotonic(), deque(queue), {}, [], 0
+           submit: Callable[[tuple], Future], twins: dict[Cell, Cell] | None = None) -> list[str]:
+    """Keeps `at_once` tasks in flight until none is left or the budget is spent; a cell is not started before its twin,
+    where that is in the queue too, has ended."""
+    began, queue, flying, failures, done, twins = time.monotonic(), deque(queue), {}, [], 0, twins or {}
     longest: dict[tuple, float] = {}   # seconds of a task of each kind, as far as any was seen
+    awaited = {cell for task in queue for cell in task} & set(twins.values())
 
     def launch() -> None:
-        spent = time.monotonic() - began
-        if queue and (budget is None or spent < budget and spent + longest.get(_kind(queue[0]), 0) <= budget):
-            task = queue.popleft()
+        while len(flying) < at_once:
+            spent = time.monotonic() - began
+            task = next((task for task in queue if not any(twins.get(cell) in awaited for cell in task)), None)
+            if not task or budget is not None and (spent >= budget or spent + longest.get(_kind(task), 0) > budget):
+                return
+            queue.remove(task)
             flying[submit(task)] = task, spent
 
-    for _ in range(at_once):
-        launch()
+    launch()
     while flying:
         finished, _ = first_of(flying, return_when=FIRST_COMPLETED)
         broken = None
@@ -91,6 +108,7 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
             longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
             for cell, outcome in zip(task, future.result(), strict=True):
                 done += 1
+                awaited.discard(cell)
                 if isinstance(outcome, str):
                     failures.append(f"{cell}: {outcome}")
                 else:
@@ -98,16 +116,17 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
                 say(f"[{done}/{total}] {cell}: {summary(outcome)}{_estimate(began, done, total)}")
         if broken:
             raise broken
-        for _ in finished:
-            launch()
+        launch()
     return failures
 
 
-def tasks(cells: Iterable[Cell], stack: int = 1) -> list[tuple[Cell, ...]]:
-    """What is sent to a worker at a time: one cell, or `stack` neighbours that can be trained together; of cells that train
-    nothing, neighbours that share a score."""
+def tasks(cells: Iterable[Cell], stack: int = 1, waiting: Container[Cell] = ()) -> list[tuple[Cell, ...]]:
+    """What is sent to a worker at a time: one cell, or `stack` neighbours that can be trained together, those that are
+    `waiting` for a twin apart; of cells that train nothing, neighbours that share a score."""
     trained = lambda cell: stack > 1 and getattr(cell, "epochs", 0) > 0
     groups = [tuple(group) for _, group in groupby(cells, key=lambda cell: cell.stack_key if trained(cell) else cell.task)]
+    groups = [part for group in groups for late in (False, True)
+              if (part := tuple(cell for cell in group if (cell in waiting) == late))]
     sizes = [stack if trained(group[0]) else len(group) for group in groups]
     return [group[start:start + size] for group, size in zip(groups, sizes) for start in range(0, len(group), size)]
 
@@ -119,14 +138,20 @@ def _kind(task: tuple) -> tuple:
 
 
 def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable = experiment.run,
-            together: Callable = experiment.run_together) -> list[Record | str]:
-    """What a worker does, on one thread: each cell's record, or what went wrong with it."""
+            together: Callable = experiment.run_together,
+            known: dict[Cell, Record] | None = None) -> list[Record | str]:
+    """What a worker does, on one thread: each cell's record, or what went wrong with it. known: cell -> record of its
+    twin."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False   # else a card rounds to ten bits what its records call float32
-    if len(cells) > 1 and getattr(cells[0], "epochs", 0):
-        records = _tried(lambda: together(list(cells), data_root))
-        return [records] * len(cells) if isinstance(records, str) else records
-    return [_tried(lambda: work(cell, data_root)) for cell in cells]
+    found = {cell: _tried(lambda: experiment.served(cell, record, data_root)) for cell, record in (known or {}).items()}
+    rest = [cell for cell in cells if found.get(cell) is None]
+    if len(rest) > 1 and getattr(rest[0], "epochs", 0):
+        records = _tried(lambda: together(rest, data_root))
+        found |= zip(rest, [records] * len(rest) if isinstance(records, str) else records, strict=True)
+    else:
+        found |= {cell: _tried(lambda: work(cell, data_root)) for cell in rest}
+    return [found[cell] for cell in cells]
 
 
 def _tried(compute: Callable):

@@ -35,12 +35,14 @@ LABELS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
 # How a reading's accuracies are counted: `run` as the thesis counts, with whose numbers it is compared.
 ACCOUNTING = {"run": "_thesis", "written": "", "published": ""}
 DASH = "–"
+SHOWN = ("† the number of @run's training, in one seed at least: the score is the same and the masks differ in less "
+         "than 0.1 % of the kept weights, so one network was trained for both.")
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
 _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
             "done", "top1", "top5", "top1_thesis", "top5_thesis", "compression_achieved",
             "compression_released", "collapsed", "empty_layers", "effective_compression", "diverged",
-            "precision", "seconds", "test_images"]
+            "precision", "trained_as", "seconds", "test_images"]
 
 
 # ---- Records to a frame ------------------------------------------------------------------------------------
@@ -69,7 +71,8 @@ def frame(records: Iterable, cells: Iterable | None = None) -> pd.DataFrame:
 
     Accuracies in percent of the test images: `top1`, `top5` after the last epoch, `top1_thesis` and
     `top5_thesis` by the thesis's accounting. `compression` is the ratio asked for, `compression_achieved`
-    counts masks, `compression_released` values, as the released code does. Without a record a row holds NaN.
+    counts masks, `compression_released` values, as the released code does. `trained_as` names the method whose training
+    is shown, where that is another's (`experiment.served`). Without a record a row holds NaN.
     """
     if cells is None:
         rows = [_row(record.cell, record) for record in records]
@@ -89,7 +92,8 @@ def _row(cell, record) -> dict:
         "done": True, "compression_achieved": report["compression"], "collapsed": report["collapsed"],
         "compression_released": report["compression_released"], "empty_layers": len(report["empty_layers"]),
         "effective_compression": report["effective_compression"], "diverged": run.get("diverged"),
-        "precision": run.get("precision"), "seconds": run.get("seconds"), "test_images": record.test_images,
+        "precision": run.get("precision"), "trained_as": run.get("trained_as"), "seconds": run.get("seconds"),
+        "test_images": record.test_images,
     }
 
 
@@ -244,7 +248,7 @@ class Table:
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "--",
                "·": r"$\cdot$", "⌈": r"$\lceil$", "⌉": r"$\rceil$", "±": r"$\pm$", "−": "$-$",
-               "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "“": "``", "”": "''",
+               "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "†": r"$\dagger$", "“": "``", "”": "''",
                **{character: f"\\{character}" for character in "&%$#_{}"}}
     return "".join(special.get(character, character) for character in str(text))
 
@@ -291,7 +295,8 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
 
     For both metrics: the thesis as printed and divided by 0.98892; `@run` by the thesis's accounting (to be
     compared with what is printed) and plain; `@written` where it exists; published. Then the compression of
-    the masks. An en dash marks a cell that is not there, an empty field a number that does not exist.
+    the masks. An en dash marks a cell that is not there, an empty field a number that does not exist, † a number that
+    another reading's training gave (in one seed at least).
     """
     sets = [dataset_for(pairs_of(frame), model, count) for count in ((10,) if model == "cnn" else (10, 100))]
     parts, blocks = [select(frame, dataset, model) for dataset in sets], []
@@ -314,7 +319,7 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
 def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.DataFrame:
     """The rows of one data set and ratio."""
     rows, lines = rows[rows["compression"] == ratio], []
-    columns = ("top5", "top5_thesis", "top1", "top1_thesis", "compression_achieved")
+    columns, shown = ("top5", "top5_thesis", "top1", "top1_thesis", "compression_achieved"), _shown(rows)
     found = {column: summary(rows, column).set_index("method") for column in columns}
     for base in bases():
         run, written = f"{base}@run", f"{base}@written"
@@ -325,7 +330,7 @@ def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.Dat
                      (group, "@run as printed"): _cell(found[f"{metric}_thesis"], run),
                      (group, "@run"): _cell(found[metric], run),
                      (group, "@written"): _cell(found[metric], written),
-                     (group, "published"): _cell(found[metric], base)}
+                     (group, "published"): _cell(found[metric], base) + ("†" if base in shown else "")}
         for reading, method in (("@run", run), ("published", base)):
             line["Compression", reading] = _cell(found["compression_achieved"], method, interval=False)
         lines.append(line)
@@ -358,7 +363,12 @@ def _notes(rows: pd.DataFrame, dataset: str, ratios: Iterable[float]) -> list[st
     k, n = coverage(rows, methods.METHODS, ratios, "top1")
     there = rows[rows["compression"].isin(ratios)].dropna(subset=["top1"])
     facts = ([f"{k} of {n} cells"] if k < n else []) + _recipe(there)
-    return [f"{LABELS.get(dataset, dataset)}: {', '.join(facts)}."] + _seeds(there)
+    return [f"{LABELS.get(dataset, dataset)}: {', '.join(facts)}."] + _seeds(there) + ([SHOWN] if _shown(there) else [])
+
+
+def _shown(rows: pd.DataFrame) -> set[str]:
+    """The methods whose accuracies are, in some seed, those of another reading's training."""
+    return set(rows.dropna(subset=["trained_as"])["method"])
 
 
 def _recipe(there: pd.DataFrame) -> list[str]:

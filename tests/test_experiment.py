@@ -205,6 +205,79 @@ def test_generators_have_one_purpose_each():
     assert torch.equal(experiment.generator(CELL, "x").get_state(), experiment.generator(same, "x").get_state())
 
 
+# --- trained once, shown twice
+
+SMALL = Cell("shapes10", "resnet20", "GlobalMag", 2, 1, 1, 0.01, width=0.125, train_images=256)
+
+
+def test_twins_are_the_methods_whose_two_readings_share_a_score_without_data():
+    twins = {name: experiment.twin(replace(CELL, method=name)) for name in METHODS}
+    assert {name: cell.method for name, cell in twins.items() if cell} == {
+        "GlobalMag": "GlobalMag@run", "LayerMag": "LayerMag@run", "LAMP": "LAMP@run"}
+    assert twins["LAMP"] == replace(CELL, method="LAMP@run")
+    assert experiment.twin(replace(CELL, epochs=0)) is None
+    assert experiment.twin(replace(CELL, method="Dense", compression=1)) is None
+
+
+@pytest.mark.parametrize("change, has", [
+    ({}, True), ({"score": "lamp"}, False), ({"scope": "layer"}, False), ({"init": "xavier_normal"}, False),
+    ({"rounds": 2}, False), ({"selection": "bernoulli"}, False), ({"mode": "eval"}, True)])
+def test_twins_are_found_in_the_table(monkeypatch, change, has):
+    monkeypatch.setitem(METHODS, "Mine", methods.Method("Mine", "magnitude"))
+    assert experiment.twin(replace(CELL, method="Mine")) is None
+    row = replace(methods.Method("Mine@run", "magnitude", mode="dropout", selection="quantile"), **change)
+    monkeypatch.setitem(METHODS, "Mine@run", row)
+    assert (experiment.twin(replace(CELL, method="Mine")) is not None) == has
+
+
+def test_a_score_that_looks_at_data_has_no_twin(monkeypatch):
+    released = replace(METHODS["GlobalGrad"], name="GlobalGrad@run", selection="quantile")
+    monkeypatch.setitem(METHODS, "GlobalGrad@run", released)
+    assert experiment.twin(replace(CELL, method="GlobalGrad")) is None
+
+
+def test_a_cell_with_its_twins_mask_shows_the_twins_training():
+    known = experiment.run(experiment.twin(SMALL))
+    own, masks = experiment.served(SMALL, known), experiment.run(replace(SMALL, epochs=0))
+    assert (own.key, own.version, own.cell) == (SMALL.key, experiment.VERSION, SMALL)
+    assert own.history == known.history and own.test_images == known.test_images and len(own.history) == 2
+    assert own.report == masks.report
+    assert own.run["trained_as"] == "GlobalMag@run" and "trained as GlobalMag@run" in own.summary()
+    rest = {"seconds", "score_seconds", "trained_as"}
+    assert {name: value for name, value in own.run.items() if name not in rest} == {
+        name: value for name, value in known.run.items() if name not in rest}
+    assert own.run["seconds"] == own.run["score_seconds"] != known.run["seconds"]
+    assert Record.from_json(own.to_json()) == own
+
+
+def test_a_twin_that_diverged_shows_that_too():
+    known = experiment.run(replace(experiment.twin(SMALL), learning_rate=1e30, epochs=3))
+    own = experiment.served(replace(SMALL, learning_rate=1e30, epochs=3), known)
+    assert known.run["diverged"] == own.run["diverged"] == 1 and own.history == known.history
+
+
+def test_other_masks_are_trained_on_their_own():
+    cell = replace(CELL, compression=2)   # of 7988 kept weights 60 are others
+    assert experiment.served(cell, experiment.run(experiment.twin(cell))) is None
+
+
+@pytest.mark.parametrize("flipped, shown", [(1, True), (2, False)])
+def test_the_two_masks_may_differ_in_less_than_a_thousandth_of_the_kept_weights(monkeypatch, flipped, shown):
+    """Of 1984 kept weights, 1.98: one weight may differ, two may not."""
+    def masks_of(cell, model, whole):
+        masks = {name: mask.clone() for name, mask in plain(SMALL, model, whole).items()}
+        first = next(iter(masks.values())).view(-1)
+        if cell.method == "GlobalMag@run":
+            first[:flipped] = ~first[:flipped]
+        return masks
+
+    known, plain = experiment.run(experiment.twin(SMALL)), experiment.masks_of
+    assert pruning.kept_count(experiment.network(SMALL, images(SMALL)), 2) == 1984
+    monkeypatch.setattr(experiment, "masks_of", masks_of)
+    own = experiment.served(SMALL, known)
+    assert (own is not None) == shown
+
+
 # --- bit for bit
 
 def test_records_do_not_depend_on_the_order_of_cells():

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib import UserError, experiment, sweep
+from lib import UserError, experiment, stack, sweep, trainer
 from lib.experiment import Cell
 from lib.store import Store
 
@@ -135,6 +135,107 @@ def test_masks_that_share_a_score_go_to_one_worker_and_trained_cells_each_to_one
     assert sweep.tasks([MASKS[0], replace(MASKS[1], seed=2)]) == [(MASKS[0],), (replace(MASKS[1], seed=2),)]
     curvature = [replace(MASKS[0], method=method) for method in ("OBD", "OBD@run", "SNIP")]
     assert sweep.tasks(curvature) == [tuple(curvature[:2]), tuple(curvature[2:])]
+
+
+# --- trained once, shown twice
+
+ONCE = [replace(CELL, dataset="shapes10", model="resnet20", method=method, compression=r, width=0.125, train_images=256)
+        for method, r in (("GlobalMag", 2), ("LAMP", 8), ("LayerMag", 8))]   # LayerMag's two masks differ in 3 %
+TWINS = [experiment.twin(cell) for cell in ONCE]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """How many networks each training in this process had."""
+    counted = []
+    alone, stacked = trainer.train, stack.train
+    monkeypatch.setattr(trainer, "train", lambda *given, **rest: counted.append(1) or alone(*given, **rest))
+    monkeypatch.setattr(stack, "train", lambda *given, **rest: counted.append(len(given[0])) or stacked(*given, **rest))
+    return counted
+
+
+def shown(store):
+    """Cell -> the method whose training it shows, where that is another's."""
+    return {record.cell: record.run["trained_as"] for record in store.records.values() if "trained_as" in record.run}
+
+
+def test_the_order_of_cells_and_the_number_of_workers_do_not_change_what_is_trained_once(tmp_path, fill):
+    found, orders = [], [[*ONCE, *TWINS], [*TWINS[::-1], *ONCE], [TWINS[2], ONCE[1], ONCE[2], TWINS[1], TWINS[0], ONCE[0]]]
+    for index, options in enumerate([{"executor": None, "workers": 1}, {"executor": None, "workers": 2}, {}]):
+        store = Store(tmp_path / str(index) / "results.jsonl")
+        assert fill(store, orders[index], **options) == []
+        found.append(lasting(store))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 6
+    assert shown(store) == dict(zip(ONCE[:2], ("GlobalMag@run", "LAMP@run")))
+    assert [store.get(cell).history == store.get(its).history for cell, its in zip(ONCE, TWINS)] == [True, True, False]
+
+
+@pytest.mark.parametrize("size, expected", [(1, [1] * 4), (4, [3, 1])])
+def test_nothing_is_trained_twice(store, fill, trainings, size, expected):
+    said = []
+    assert fill(store, [*ONCE, *TWINS], stack=size, say=said.append) == []
+    assert trainings == expected and len(shown(store)) == 2
+    assert [line.split()[0] for line in said] == [f"[{number}/6]" for number in range(1, 7)]
+    assert sum("trained as" in line for line in said) == 2
+    assert sweep.tasks([*ONCE, *TWINS], 4, ONCE) == [tuple(TWINS), tuple(ONCE)]
+
+
+def test_a_cell_whose_twin_is_not_asked_for_is_trained(store, fill, trainings):
+    assert fill(store, ONCE[:1]) == [] and trainings == [1] and not shown(store)
+    assert fill(store, TWINS[:1]) == [] and trainings == [1, 1] and not shown(store)
+
+
+def test_a_twin_in_the_store_serves_its_own_precision(store, fill, trainings):
+    assert fill(store, TWINS[:2]) == [] and trainings == [1, 1]
+    assert fill(store, ONCE[:1]) == [] and trainings == [1, 1]
+    assert fill(store, ONCE[1:2], precision="bf16") == [] and trainings == [1, 1, 1]
+    assert list(shown(store)) == ONCE[:1] and store.get(ONCE[1]).run["precision"] == "bf16"
+
+
+def test_no_cell_is_started_before_its_twin_has_ended(store, fill, monkeypatch):
+    """The last of the tasks in flight ends first; there are as many workers as tasks."""
+    flying, started = {}, []
+
+    class Waiting(Inline):
+        def submit(self, function, *arguments):
+            future = Future()
+            flying[future] = function, arguments
+            started.append((set(arguments[0]), {cell for _, (cells, *_) in flying.values() for cell in cells}))
+            return future
+
+    def first_of(futures, return_when):
+        future = list(futures)[-1]
+        function, arguments = flying.pop(future)
+        future.set_result(function(*arguments))
+        return {future}, None
+
+    monkeypatch.setattr(sweep, "first_of", first_of)
+    assert fill(store, [*ONCE, *TWINS, *SHORT[:2]], executor=Waiting()) == []
+    assert [cell for cells, _ in started[:5] for cell in cells] == [*TWINS, *SHORT[:2]]
+    assert all(experiment.twin(cell) not in others for cells, others in started for cell in cells)
+    assert len(store) == 8 and len(shown(store)) == 2
+
+
+def test_a_twin_that_fails_costs_nobody_else(store, fill, monkeypatch):
+    def run(cell, root=None, **rest):
+        if cell == TWINS[0]:
+            raise RuntimeError("lost")
+        return plain(cell, root, **rest)
+
+    plain = experiment.run
+    monkeypatch.setattr(experiment, "run", run)
+    failures = fill(store, [ONCE[0], TWINS[0]])
+    assert len(failures) == 1 and "lost" in failures[0]
+    assert list(store.records) == [ONCE[0].key] and not shown(store) and len(store.get(ONCE[0]).history) == 2
+
+
+def test_what_the_budget_leaves_out_is_shown_by_the_next_run(store, fill, monkeypatch, trainings):
+    executor = Inline()
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: executor.clock))
+    assert fill(store, [ONCE[0], TWINS[0]], executor=executor, budget=5) == []
+    assert executor.tasks == [(TWINS[0],)]
+    assert fill(store, [ONCE[0], TWINS[0]], executor=executor) == []
+    assert trainings == [1] and list(shown(store)) == ONCE[:1]
 
 
 # --- failures and budgets
@@ -322,7 +423,7 @@ def test_a_cluster_that_loses_a_worker_computes_every_cell_once(cluster, store, 
     from lib import run
     executor = run.cluster(address)
     cells = [replace(CELL, method=method, compression=r, seed=seed, epochs=2)
-             for seed in (1, 2) for method in ("GlobalMag", "Random@run") for r in (2, 4, 8)]
+             for seed in (1, 2) for method in ("GlobalMag", "Random@run") for r in (2, 4, 8)] + [*ONCE, *TWINS]
     said = []
 
     def say(line):
@@ -338,6 +439,7 @@ def test_a_cluster_that_loses_a_worker_computes_every_cell_once(cluster, store, 
     assert len(said) == len(cells) and len(store.path.read_text().splitlines()) == len(cells)
     here = experiment.run(cells[0], root)
     assert (store.get(cells[0]).report, store.get(cells[0]).history) == (here.report, here.history)
+    assert set(shown(store)) == set(ONCE[:2]) and store.get(ONCE[0]).history == store.get(TWINS[0]).history
 
 
 def test_no_scheduler_at_that_address_is_told():

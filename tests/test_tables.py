@@ -166,6 +166,22 @@ def test_stand_ins_divergence_and_precision_are_told():
     assert "stand-in" in claims.claims_table(frame).caption
 
 
+def test_a_number_of_another_readings_training_is_marked_and_no_other():
+    records = [record(cell(name, ratio, "cifar10", "resnet56", seed=seed),
+                      **({"trained_as": "LAMP@run"} if (name, seed, ratio) == ("LAMP", 43, 32) else {}))
+               for name in ("LAMP", "LAMP@run", "LayerMag", "SNIP") for seed in (42, 43) for ratio in (32, 64)]
+    frame = tables.frame(records)
+    assert frame["trained_as"].dropna().tolist() == ["LAMP@run"]
+    table = tables.accuracy_table(frame, "resnet56", 32)
+    marked = [(method, column) for (_, method), row in lines(table).iterrows() for column in row.index
+              if "†" in row[column]]
+    assert marked == [("LAMP", "Top-5 published"), ("LAMP", "Top-1 published")]
+    assert lines(table).loc[("CIFAR-10", "LAMP"), "Top-1 published"] == "80.00 ± 0.00†"
+    assert table.caption.count("†") == 1 and tables.SHOWN in table.caption and r"0.00$\dagger$" in table.latex()
+    other = tables.accuracy_table(frame, "resnet56", 64)
+    assert "†" not in other.caption and "†" not in other.csv()
+
+
 def test_a_method_of_ones_own_gets_its_row(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "Mine", methods.Method("Mine", "magnitude"))
     rows = lines(tables.accuracy_table(tables.frame([record(cell("Mine"))]), "cnn", 32))

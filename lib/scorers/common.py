@@ -91,7 +91,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def scorer(data: bool = True, finite: bool = True) -> Callable:
     """Decorates a scorer: checks the batch (where `data` is used) and that every score is `finite`.
 
-    Inputs are cast to the model's dtype, so that a float64 copy is scored in float64.
+    Inputs are cast to the model's dtype, so that a float64 copy is scored in float64. What is decorated says by its
+    attribute `data` whether it looks at the batch.
     """
 
     def decorate(function: Callable[..., Scores]) -> Callable[..., Scores]:
@@ -114,6 +115,7 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                     )
             return scores
 
+        scored.data = data
         return scored
 
     return decorate
