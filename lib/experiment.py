@@ -55,7 +55,8 @@ class Cell:
         if not (math.isfinite(self.learning_rate) and math.isfinite(self.width)):
             raise UserError(f"Learning rate and width must be finite, not {self.learning_rate} and {self.width}.")
         if self.epochs < 0 or self.batch_size < 1 or self.score_images < 1 or not self.learning_rate > 0:
-            raise UserError(f"Epochs may not be negative; batch size, score images and learning rate must be positive: {self}.")
+            raise UserError("Epochs may not be negative; batch size, score images and learning rate must be positive: "
+                            f"{self}.")
 
     @property
     def key(self) -> str:
@@ -77,7 +78,8 @@ class Cell:
     @property
     def stack_key(self) -> tuple:
         """Cells that share it can be trained in lock-step: the same images in the same order, by the same recipe."""
-        return (self.dataset, self.model, self.seed, self.epochs, self.learning_rate, self.batch_size, self.width, self.train_images)
+        return (self.dataset, self.model, self.seed, self.epochs, self.learning_rate, self.batch_size, self.width,
+                self.train_images)
 
     @property
     def task(self) -> object:
@@ -165,8 +167,8 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     history = trainer.History()
     if cell.epochs:
         history = trainer.train(
-            model, masks, images.to(device), epochs=cell.epochs, learning_rate=cell.learning_rate, batch_size=cell.batch_size,
-            generator=generator(cell, "training"), precision=precision,
+            model, masks, images.to(device), epochs=cell.epochs, learning_rate=cell.learning_rate,
+            batch_size=cell.batch_size, generator=generator(cell, "training"), precision=precision,
             checkpoint=checkpoints and checkpoints / f"{cell.key}.{precision}.pt",
         )
     return Record(
@@ -194,11 +196,12 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
     masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
     reports = [asdict(pruning.report(model, its)) | {"digest": digest(its)} for model, its in zip(models, masks)]
     histories = stack.train(
-        models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate, batch_size=first.batch_size,
-        generator=generator(first, "training"), precision=precision)
+        models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate,
+        batch_size=first.batch_size, generator=generator(first, "training"), precision=precision)
     share = round((time.perf_counter() - began) / len(cells), 3)
+    common = circumstances(device, precision) | {"seconds": share, "stacked": len(cells)}
     return [Record(cell.key, VERSION, cell, report, list(history), len(images.test_labels),
-                   circumstances(device, precision) | {"diverged": history.diverged, "seconds": share, "stacked": len(cells)})
+                   common | {"diverged": history.diverged})
             for cell, report, history in zip(cells, reports, histories)]
 
 

@@ -410,7 +410,8 @@ def agreement(frame: pd.DataFrame) -> Table:
     three on), and of the entries that the thesis or we have at chance level, the share that both have there.
     """
     lines = []
-    for (number, model, dataset, ratio), printed in _thesis().groupby(["table", "model", "dataset", "compression"], sort=False):
+    groups = _thesis().groupby(["table", "model", "dataset", "compression"], sort=False)
+    for (number, model, dataset, ratio), printed in groups:
         rows = select(frame, dataset, model)
         rows = rows[(rows["compression"] == ratio) & (rows["reading"] == "run")]
         line = {"table": number, "network": f"{label(model)} on {label(dataset)}", "r": f"{ratio:g}"}
@@ -421,8 +422,9 @@ def agreement(frame: pd.DataFrame) -> Table:
             line |= {f"{metric.replace('top', 'top-')}: {what}": text for what, text in
                      _agree(both, (5 if metric == "top5" else 1) * 100 / classes(dataset)).items()}
         lines.append(line)
-    return Table("How far the @run reading, in the thesis's accounting, agrees with the thesis's numbers, over the cells that are "
-                 "there. At chance: within a tenth above what guessing gives in that accounting.", pd.DataFrame(lines))
+    return Table("How far the @run reading, in the thesis's accounting, agrees with the thesis's numbers, over the cells "
+                 "that are there. At chance: within a tenth above what guessing gives in that accounting.",
+                 pd.DataFrame(lines))
 
 
 def _agree(both: pd.DataFrame, chance: float) -> dict[str, str]:

@@ -118,7 +118,8 @@ def test_an_impossible_cell_is_refused(change):
 
 
 @pytest.mark.parametrize("change", [
-    {"compression": 17}, {"compression": math.inf}, {"width": 0}, {"train_images": 0}, {"train_images": 10**6}, {"dataset": "shapes10"},
+    {"compression": 17}, {"compression": math.inf}, {"width": 0}, {"train_images": 0}, {"train_images": 10**6},
+    {"dataset": "shapes10"},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "train_images": 129, "compression": 2},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "score_images": 1, "method": "SNIP", "compression": 2},
     {"dataset": "shapes10", "model": "vgg16", "width": 0.05, "score_images": 129, "method": "OBD", "compression": 2}])
@@ -134,7 +135,8 @@ def test_methods_of_a_seed_share_their_initial_weights_but_for_the_init():
     for name in [*METHODS, *(method.name for method in methods.DENSE.values())]:
         cell = replace(CELL, method=name, compression=1)
         drawn[methods.get(name).init].append(values(experiment.network(cell, whole)))
-        drawn[methods.get(name).init].append(values(experiment.network(replace(cell, compression=8 if name in METHODS else 1, epochs=3), whole)))
+        one = replace(cell, compression=8 if name in METHODS else 1, epochs=3)
+        drawn[methods.get(name).init].append(values(experiment.network(one, whole)))
     assert all(torch.equal(first, other) for first, *rest in drawn.values() for other in rest)
     own, scaled, xavier = (drawn[init][0] for init in models.INITS)
     assert len(drawn) == 3 and not torch.equal(own, scaled) and not torch.equal(own, xavier)
@@ -284,7 +286,7 @@ def test_records_do_not_depend_on_the_order_of_cells():
     """A score is kept from cell to cell: it must be the cell's own, whatever the cell before was."""
     base = replace(CELL, method="GlobalGrad@run", compression=2, epochs=0)
     others = [{"compression": 8}, {"seed": 2}, {"width": 0.15}, {"score_images": 64}, {"train_images": 200},
-              {"dataset": "shapes10", "model": "vgg16", "width": 0.05}, 
+              {"dataset": "shapes10", "model": "vgg16", "width": 0.05},
               {"dataset": "shapes10", "model": "resnet20", "width": 0.1, "method": "GlobalMag@run"},
               {"epochs": 1}, *({"method": method} for method in ("Random", "Random@run", "GraSP@run", "SNIP"))]
     cells, fresh = [base, *(replace(base, **change) for change in others)], {}

@@ -342,8 +342,9 @@ def test_progress_counts_what_is_there():
 
 def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there():
     printed = tables.thesis()
-    rows = pd.DataFrame([{"dataset": row.dataset, "model": row.model, "compression": float(row.compression), "base": row.method,
-                          "reading": "run", "top1_thesis": row.top1, "top5_thesis": row.top5} for row in printed.itertuples()])
+    rows = pd.DataFrame([{"dataset": row.dataset, "model": row.model, "compression": float(row.compression),
+                          "base": row.method, "reading": "run", "top1_thesis": row.top1, "top5_thesis": row.top5}
+                         for row in printed.itertuples()])
     rows = rows.assign(**dict.fromkeys(tables._RECIPE, 1))
     body = tables.agreement(rows).body
     assert len(body) == 8 and set(body["cells"]) == {"13 of 13"}
