@@ -311,6 +311,23 @@ def test_an_interrupted_training_goes_on_bit_for_bit(checkpoint, epoch):
     assert not checkpoint.exists() and not list(checkpoint.parent.glob("*.partial"))
 
 
+@pytest.mark.parametrize("precision", trainer.PRECISIONS)
+def test_so_does_one_in_another_layout_and_precision(checkpoint, precision):
+    data = noise((3, 32, 32), augmented=True)
+
+    def resnet():
+        net = models.build("resnet20", 3, 0.25)
+        models.initialise(net, "own", seeded())
+        return net
+
+    straight, net, again = resnet(), resnet(), resnet()
+    whole = train(straight, data, epochs=3, precision=precision)
+    with pytest.raises(Stopped):
+        train(net, data, epochs=3, checkpoint=checkpoint, said=stop_after(2), precision=precision)
+    history = train(again, data, epochs=3, checkpoint=checkpoint, precision=precision)
+    assert history == whole and torch.equal(values(again), values(straight))
+
+
 def test_short_trainings_write_no_checkpoint(checkpoint, monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_EVERY", 60)
     train(network(), checkpoint=checkpoint)
