@@ -1,110 +1,17 @@
-"""No operation mixes the processor's tensors with an accelerator's: on a device that is only pretended.
+"""No operation mixes the processor's tensors with an accelerator's: `tests/pretended_device.py`, in a process of its own.
 
-`FakeTensorMode` follows shapes and devices without values, on any machine, and raises where two devices meet; PyTorch
-lets a device be named for it. What needs values (a partition of scores, whether all are finite) is not seen here.
+A device has to be named before the first backward pass of a process, so it cannot be pretended among other tests.
 """
 
-import copy
+import subprocess
+import sys
+from pathlib import Path
 
-import pytest
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-from lib import data as data_module
-from lib import models, pruning, stack, trainer
-from lib.scorers import SCORERS, obd
-from tests.test_trainer import noise, seeded
+ROOT = Path(__file__).resolve().parents[1]
 
 
-class Answers(TorchDispatchMode):
-    """What a tensor without values says when it is asked for one: 1."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default:
-            return True
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture(scope="module")
-def card():
-    """The name of a device that no machine has."""
-    _setup_privateuseone_for_python_backend("card")
-    return "card"
-
-
-@pytest.fixture(autouse=True)
-def pretended(card, monkeypatch):
-    monkeypatch.setattr(obd, "_digest", lambda model, inputs: "")   # it reads values
-    monkeypatch.setattr(obd, "_last", {})
-    monkeypatch.setattr(obd, "_each", map)   # modes belong to a thread
-    # `torch.tensor(..., device=)` does not know such a device.
-    monkeypatch.setattr(data_module, "_statistics",
-                        lambda mean, std, device: [torch.empty(len(mean), 1, 1, device=device)] * 2)
-    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
-    with FakeTensorMode(), Answers():
-        yield
-
-
-def moved(module, device):
-    """The module with all that it holds on the device. (`Module.to` does not take a pretended one.)"""
-    for each in module.modules():
-        for name, value in each._parameters.items():
-            if value is not None:
-                each._parameters[name] = nn.Parameter(torch.empty(value.shape, dtype=value.dtype, device=device))
-        for name, value in each._buffers.items():
-            if value is not None:
-                each._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=device)
-    return module
-
-
-@pytest.fixture(params=["cnn", "vgg16", "resnet20"])
-def model(request, card):
-    return moved(models.build(request.param, 10, 0.1), card)
-
-
-@pytest.fixture
-def data(model, card):
-    return noise(model.input_shape, augmented=model.input_shape[0] == 3, train=32, test=16)._each(
-        lambda values: torch.empty(values.shape, dtype=values.dtype, device=card))
-
-
-def all_on(device, tensors):
-    return {tensor.device.type for tensor in tensors.values()} == {device}
-
-
-def test_the_pretence_notices_what_is_on_the_processor(model):
-    with pytest.raises(RuntimeError, match="device"):
-        model(torch.empty(4, *model.input_shape))
-
-
-@pytest.mark.parametrize("score", SCORERS)
-def test_scores_are_made_where_the_model_is(score, model, card):
-    inputs, targets = torch.empty(4, *model.input_shape, device=card), torch.empty(4, dtype=torch.long, device=card)
-    options = {"generator": seeded()} if score == "random" else {}
-    assert all_on(card, SCORERS[score](model, inputs, targets, **options))
-
-
-def test_calibration_and_audit_work_where_the_model_is(model, card):
-    pruning.calibrate(model.train(), torch.empty(4, *model.input_shape, device=card))
-    masks = {name: torch.empty(weight.shape, dtype=torch.bool, device=card)
-             for name, weight in pruning.prunable(model).items()}
-    assert all_on(card, pruning.on_path(model, masks))
-
-
-def test_an_epoch_is_trained_and_tested_where_the_model_is(model, data, card):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    trainer._epoch(model, optimizer, data, 16, seeded(), "float32")
-    trainer.evaluate(model, data)
-    assert all_on(card, dict(model.named_parameters()))
-
-
-def test_copies_in_lock_step_too(model, data, card):
-    parameters, buffers = torch.func.stack_module_state([model, moved(copy.deepcopy(model), card)])
-    kept = {name: torch.empty(parameters[name].shape, device=card) for name in pruning.prunable(model)}
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9, nesterov=True)
-    losses = stack._epoch(model, parameters, buffers, kept, optimizer, data, 16, seeded(), "float32")
-    assert losses.device.type == card
-    stack._evaluate(model, parameters, buffers, data)
+def test_everything_is_computed_where_the_model_is():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pretended_device.py"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
+    assert " passed" in ran.stdout
