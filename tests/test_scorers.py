@@ -162,7 +162,7 @@ def test_obd_does_not_depend_on_its_chunks(monkeypatch):
 def test_obd_does_not_depend_on_the_number_of_threads(monkeypatch):
     net, before = make("residual"), torch.get_num_threads()
     images = batch(net, 9)[0]
-    monkeypatch.setattr(obd, "IMAGES", 2)
+    monkeypatch.setattr(obd, "CHUNK", 6)
     try:
         torch.set_num_threads(1)
         one = diagonal(net, images)

@@ -12,9 +12,9 @@ from torch.nn.functional import unfold
 from lib import UserError
 from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weight_name, weights
 
-# Images per chunk: few, so that what a layer's squares are made of stays near the cache. Images times classes, which
-# bounds the memory that the classes' backward signals take; and how many chunks may take it at a time.
-IMAGES, CHUNK, AT_ONCE = 64, 1280, 4
+# Images times classes of a chunk: few, so that what a layer's squares are made of stays near the cache, and the memory that
+# the classes' backward signals take is bounded; and how many chunks may take it at a time.
+CHUNK, AT_ONCE = 320, 4
 # Modules that curve. (What a `forward` does by functions alone, nobody can see from outside.)
 SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softmax, nn.LogSoftmax,
           nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
@@ -67,7 +67,7 @@ def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
     than once.
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
-    chunks = inputs.split(max(1, min(IMAGES, CHUNK // _check(model))))
+    chunks = inputs.split(max(1, CHUNK // _check(model)))
     for squares in _each(lambda chunk: _squared_gradients(copy.deepcopy(model), chunk), chunks):
         for name, total in sums.items():
             total += squares[name]

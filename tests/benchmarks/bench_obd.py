@@ -38,8 +38,8 @@ def network(dtype: torch.dtype) -> nn.Module:
 
 
 def ours(images: Tensor, _: Tensor, chunk: int | None) -> list[Tensor]:
-    """h of each layer, by `lib`; chunk: images, instead of the module's own."""
-    obd.IMAGES = chunk or obd.IMAGES
+    """h of each layer, by `lib`; chunk: images times classes, instead of the module's own."""
+    obd.CHUNK = chunk or obd.CHUNK
     return list(obd.diagonal(network(images.dtype), images).values())
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="images of each turn (2000)")
     parser.add_argument("--search", type=int, default=500, help="images to time batch sizes with (500)")
     parser.add_argument("--batch", type=int, help="BackPACK's batch size (the fastest of those tried)")
-    parser.add_argument("--chunks", type=int, nargs="+", help="try these values of obd.IMAGES as well")
+    parser.add_argument("--chunks", type=int, nargs="+", help="try these values of obd.CHUNK as well")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (one per core)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="only this one")
     options = parser.parse_args()
