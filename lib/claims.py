@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from lib.data import classes
+from lib.data import constant_answer
 from lib.tables import (
     ACCOUNTING,
     DASH,
@@ -85,12 +85,6 @@ class View:
         """Whether an accuracy is what one constant answer reaches, give or take 5 % of it."""
         dataset = dataset_for(pairs_of(self.frame), model, count)
         return top1 <= 1.05 * constant_answer(dataset) * factor_of(self.rows(model, count), self.reading)
-
-
-def constant_answer(dataset: str) -> float:
-    """Top-1 in percent of always naming the most frequent class: all that a collapsed network can reach."""
-    # 1,135 of MNIST's 10,000 test images are ones; the other test sets are balanced.
-    return 11.35 if dataset == "mnist" else 100 / classes(dataset)
 
 
 Answer = tuple[str, bool]

@@ -105,6 +105,18 @@ def classes(name: str) -> int:
     return 100 if name.endswith("100") else 10
 
 
+# Share of the test images, in percent, of the most frequent class and of the five most frequent. Elsewhere all are equal.
+_UNEVEN = {"mnist": {"top1": 11.35, "top5": 52.14}, "digits": {"top1": 100 * 36 / 355, "top5": 100 * 180 / 355}}
+
+
+def constant_answer(name: str, metric: str = "top1") -> float:
+    """Accuracy in percent, "top1" or "top5", of one answer to every test image, the most frequent classes.
+
+    It is all that a network can reach through which nothing passes, and what is called chance level here.
+    """
+    return _UNEVEN.get(name, {}).get(metric, (5 if metric == "top5" else 1) * 100 / classes(name))
+
+
 def load(name: str, root: str | Path | None = None) -> Data:
     """The image set `name`, one of `NAMES`, in canonical order, on the CPU.
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib import tables
-from lib.data import classes
+from lib.data import constant_answer
 
 COLUMN, PAGE = 3.4, 7.0     # widths in inches: one column of a paper, both columns
 
@@ -87,9 +87,9 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     """Accuracy over compression, a panel per reading, a line per method (Figures 4.1-4.4, 4.6-4.9, 4.11-12).
 
     metric: "top1" or "top5". bases: only these methods, named without a reading; by default all there are.
-    `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance is
-    dotted, that of the unpruned network dashed; bands are 95 % intervals over seeds. Raises `UserError` where
-    the frame mixes recipes.
+    `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance (one
+    constant answer to all) is dotted, that of the unpruned network dashed; bands are 95 % intervals over seeds. Raises
+    `UserError` where the frame mixes recipes.
     """
     rows, readings = _chosen(frame, dataset, model, bases), list(readings)
     rows = rows[rows["epochs"] > 0]    # a profile of masks trains none
@@ -102,7 +102,7 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
         counted.append(tables.coverage(rows, names, _ratios(rows), column))
         parts.append(_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
         factor = tables.factor_of(rows, reading)
-        chance = factor * (5 if metric == "top5" else 1) * 100 / classes(dataset)
+        chance = factor * constant_answer(dataset, metric)
         _levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib import claims, figures, tables
+from lib.data import constant_answer
 from lib.profile import PILOT
 from lib.tables import ACCOUNTING, DASH, ORDER, Table, at_rate, dataset_for, pairs_of
 
@@ -194,7 +195,7 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
         for line in axis.get_lines():
             if line.get_label() not in claims.TOP_FOUR:
                 line.set_alpha(0.3)
-        figures._levels(axis, tables.factor_of(rows, "run") * 100 / figures.classes(dataset),
+        figures._levels(axis, tables.factor_of(rows, "run") * constant_answer(dataset),
                         rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"learning rate {rate:g}\n({_agreeing(rows)})")
     axes[0].set_ylabel("top-1 accuracy (%)")

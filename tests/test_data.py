@@ -166,6 +166,9 @@ def test_stand_ins(name, train, test, shape, classes):
     assert made.stand_in and made.augmented == (name != "digits") and len(set(made.classes)) == classes
     for labels in (made.train_labels, made.test_labels):
         assert sorted(set(labels.tolist())) == list(range(classes))
+    shares = 100 * made.test_labels.bincount().sort(descending=True).values / test
+    assert data.constant_answer(name) == pytest.approx(float(shares[0]))
+    assert data.constant_answer(name, "top5") == pytest.approx(float(shares[:5].sum()))
 
 
 # These images are part of what a cell's key means: if they change, experiment.VERSION must rise.
