@@ -2,7 +2,7 @@
 
 Published (no suffix): as the method's own paper and official code define it, pruned to the exact count.
 `@written`: as the thesis's equations and text say, where that differs. `@run`: as the thesis's released code computed
-it, faults included. `GlobalLAP` and both `Act` have no published source: their plain reading is the thesis's text.
+it, faults included. `GlobalLAP` and both `Act` have no paper to follow: their plain reading is the thesis's text.
 A method of your own is one more row, and a score in `scorers.SCORERS` if it needs a new one: the README shows how.
 """
 

@@ -65,8 +65,8 @@ def activation(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 def activation_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """|w| a with a the layer's *input*, one number per input channel, as the released code ran it.
 
-    The text's a is an output; shrinkbench's activation strategies take the module's input (released code,
-    strategies/magnitude.py with pruning/utils.py:115), averaged over the batch and, as an L1 norm, over space.
+    The text's a is an output; the released code takes the module's input (`GlobalMagAct` and `LayerMagAct` of
+    strategies/magnitude.py, from pruning/utils.py:66-89), averaged over the batch and, as an L1 norm, over space.
     """
     recorder = _Recorder(model)
     with torch.no_grad(), recorder:

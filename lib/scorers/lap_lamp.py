@@ -10,7 +10,7 @@ from lib.scorers.common import Scores, along, classifier, scorer, weights
 @scorer(data=False)
 def lap(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """|w| * ||W_prev[j, :]|| * ||W_next[:, k]|| for a weight from channel j to channel k (thesis, eq. 3.3; Park et
-    al. 2020, eq. 3, written there for a weight's square).
+    al. 2020, whose code takes the square, which moves no rank).
 
     The neighbours are the previous and the next Conv2d or Linear in definition order, the classifier included;
     shortcuts and BatchNorm are ignored; the ends have factor 1; a convolution meets a linear layer through the
