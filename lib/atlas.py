@@ -20,7 +20,8 @@ from lib.figures import LOOKS, PAGE, drawing
 from lib.tables import DASH, LABELS, Table, label, thesis
 
 HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}
-RELEASED, EXACT = "#CC6677", "#332288"
+# Colours that no method has: of what is as released and what is exact, and of scores above and below 0.
+RELEASED, EXACT, ABOVE, BELOW = "#EE7733", "#0077BB", "#BBBBBB", "#888888"
 
 
 # ---- Frames
@@ -100,7 +101,9 @@ def error_table(frame: pd.DataFrame) -> Table:
             error = 100 * (its["released"] / its["ratio"] - 1)
             told = DASH
             if len(error):
-                told = f"{error.median():.0f} % ({error.min():.0f} to {error.max():.0f})".replace("-", "−")
+                # "+ 0" makes 0 of -0
+                middle, low, high = (round(value) + 0 for value in (error.median(), error.min(), error.max()))
+                told = f"{middle} % ({low} to {high})".replace("-", "−")
             line[f"{base}@run: median (range)"] = told
         lines.append(line)
     return Table("How far the masks are from what was asked for: published and written readings in weights "
@@ -135,6 +138,7 @@ def density_map(frame: pd.DataFrame, pair: str, ratio: float) -> Figure:
         axis.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers], rotation=40, ha="right",
                         rotation_mode="anchor")
     else:
+        axis.set_xticks(range(9, len(layers), 10), range(10, len(layers) + 1, 10))
         axis.set_xlabel("layer, in definition order")
     for position, name in enumerate(names):
         told = "no path" if rows.loc[name, "collapsed"] else f"{rows.loc[name, 'effective']:.1f}"
@@ -157,7 +161,7 @@ def collapse_table(frame: pd.DataFrame, pair: str) -> Table:
                                  for ratio in ratios} for name in _ordered(rows["method"])]
     seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
     return Table(f"{_title(pair)}: the masks of seeds {seeds}. "
-                 "A number is the effective compression, N over the parameters that lie on a path, the mean over the seeds; "
+                 "A number is the effective compression, all parameters over those that lie on a path, mean over the seeds; "
                  "“empty” says in how many seeds a layer is, “no path” in how many nothing passes. "
                  "A dash: not in the store, or out of reach.", pd.DataFrame(lines))
 
@@ -253,9 +257,10 @@ def chance_table(frame: pd.DataFrame) -> Table:
                       "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
                       "neither": f"{neither}/{seeds}", "explained by": found if seeds else DASH})
     body = pd.DataFrame(lines)
-    counts = ", ".join(f"{name} {count}" for name, count in body["explained by"].value_counts().items())
+    told = {"neither": "there is a path and no empty layer, so training must have failed", DASH: "no mask is in the store"}
+    counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "
-                 f"and the @run masks of as many seeds as the store has: {counts}.", body)
+                 f"by the @run masks of as many seeds as the store has: {counts}.", body)
 
 
 # ---- Why
@@ -270,7 +275,7 @@ def signed_scores(found: pd.DataFrame, pair: str, ratio: float = 16) -> Figure:
         its = rows[rows["method"] == name]
         bars, at = its[its["what"] == "bar"], its[(its["what"] == "ratio") & (its["ratio"] == ratio)]
         low = bars["from"].min()
-        for sign, colour in ((1, "#66BBEE"), (-1, "#DDAA33")):
+        for sign, colour in ((1, ABOVE), (-1, BELOW)):
             side = bars[bars["sign"] == sign]
             left, right = (sign * np.log10(side[edge] / low) for edge in ("from", "to"))
             axis.bar(left, side["weights"], right - left, align="edge", color=colour)
@@ -279,11 +284,13 @@ def signed_scores(found: pd.DataFrame, pair: str, ratio: float = 16) -> Figure:
                 for value in (cut, -cut) if column == "released" else (cut,):
                     axis.axvline(np.sign(value) * np.log10(max(1, abs(value) / low)), color=colour, linestyle=style)
         axis.set_yscale("log")
-        axis.set_xticks([-10, 0, 10], ["−", f"|s| < 1e{np.log10(low):.0f}", "+"], fontsize=6.5)
+        exponent = round(np.log10(low))
+        axis.set_xticks([-10, 0, 10], [f"−1e{exponent + 10}", f"±1e{exponent}", f"1e{exponent + 10}"], fontsize=6)
         axis.set_title(f"{name}\n{_zeros(its)}")
     axes[0, 0].set_ylabel("number of weights")
     handles = [plt.Line2D([], [], color=EXACT, linestyle="--"), plt.Line2D([], [], color=RELEASED, linestyle=":")]
     figure.legend(handles, [f"exact count, r = {ratio:g}", "released, ± t"], loc="outside lower right", ncols=2)
+    figure.supxlabel("score", fontsize=8)
     figure.suptitle(f"{_title(pair)}: signed scores, logarithmic to both sides of 0")
     figure.data = rows[rows["what"] == "bar"][["method", "sign", "from", "to", "weights"]]
     return figure
@@ -307,7 +314,7 @@ def zeros_by_layer(found: pd.DataFrame) -> Figure:
             axis.plot(range(1, len(rows) + 1), percent, style, color=LOOKS[base][0], label=name)
         axis.set_title(_title(pair).replace(" on ", "\n"))
         axis.set_xlabel("layer")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes[0, 0].set_ylabel("scores exactly 0 (%)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
@@ -378,11 +385,12 @@ def one_round_or_many(found: pd.DataFrame, pair: str) -> Figure:
     figure, axes = plt.subplots(1, len(ratios), figsize=(PAGE, 2.7), sharey=True, squeeze=False)
     floor = (rows["kept"] / rows["size"])[rows["kept"] > 0].min() / 2
     for ratio, axis in zip(ratios, axes[0], strict=True):
-        for rounds, colour, style in ((1, RELEASED, "--"), (100, LOOKS["SynFlow"][0], "-")):
+        colour = LOOKS["SynFlow"][0]
+        for rounds, style, face in ((1, "--", "white"), (100, "-", colour)):
             its = rows[(rows["ratio"] == ratio) & (rows["rounds"] == rounds)].reset_index(drop=True)
             density = its["kept"] / its["size"]
             axis.plot(its.index + 1, density.where(density > 0), style, marker="o", markersize=3, color=colour,
-                      label=f"{rounds} round{'s' if rounds > 1 else ''}")
+                      markerfacecolor=face, label=f"{rounds} round{'s' if rounds > 1 else ''}")
             empty = its.index[density == 0] + 1
             axis.plot(empty, [floor] * len(empty), "x", color=colour)
         axis.set_yscale("log")
@@ -433,8 +441,9 @@ def readings_table(found: pd.DataFrame) -> Table:
                     lines.append({"network": f"{label(model)} on {label(dataset)}", "kept sets": f"{base} and {other}"}
                                  | {f"r = {ratio:g}": f"{100 * index[base, other, ratio]:.1f} %"
                                     if (base, other, ratio) in index.index else DASH for ratio in ratios})
-    return Table("What the readings of a method share: kept by both / kept by either. "
-                 "Sets of different sizes cannot reach 100 %.", pd.DataFrame(lines).fillna(DASH))
+    return Table("What the readings of a method share: kept by both / kept by either. Sets of different sizes cannot reach "
+                 "100 %. SNIP's readings and GraSP@run start from other initial weights than their counterparts, Random@run "
+                 "draws anew: there positions are compared, not weights.", pd.DataFrame(lines).fillna(DASH))
 
 
 @_tabled

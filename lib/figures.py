@@ -34,6 +34,7 @@ LOOKS = {
     "LAMP": ("#44AA99", "v"), "OBD": ("#117733", "P"), "SNIP": ("#CC6677", "*"), "GraSP": ("#882255", "X"),
     "SynFlow": ("#AA4499", "p"),
 }
+CUT, BAR = "#EE7733", "#CCCCCC"     # of thresholds and histograms: no method has them
 PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
 
 
@@ -230,7 +231,7 @@ def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable
         values = values.detach().double().flatten().cpu().numpy()
         counts, edges = _histogram(axis, values[np.isfinite(values)])
         for cut in (thresholds or {}).get(name, ()):
-            axis.axvline(cut, color="#CC6677", linestyle="--", linewidth=1)
+            axis.axvline(cut, color=CUT, linestyle="--", linewidth=1)
         shares = {"exactly 0": np.mean(values == 0), "not finite": np.mean(~np.isfinite(values))}
         told = ", ".join(f"{100 * share:.1f} % {what}" for what, share in shares.items() if share)
         axis.set_title(f"{name}\n{told}".strip())
@@ -238,7 +239,7 @@ def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable
         parts.append(pd.DataFrame({"scores": name, "from": edges[:-1], "to": edges[1:], "weights": counts}))
     axes[0, 0].set_ylabel("number of weights")
     if any((thresholds or {}).values()):
-        line = plt.Line2D([], [], color="#CC6677", linestyle="--", linewidth=1)
+        line = plt.Line2D([], [], color=CUT, linestyle="--", linewidth=1)
         figure.legend([line], ["threshold"], loc="outside lower right")
     if title:
         figure.suptitle(title)
@@ -259,7 +260,7 @@ def _histogram(axis: plt.Axes, values: np.ndarray, bins: int = 60) -> tuple[np.n
         values = positive.clip(edges[0], edges[-1])
         axis.set_xscale("log")
     counts, edges = np.histogram(values, edges)
-    axis.stairs(counts, edges, fill=True, color="#66BBEE", edgecolor="#332288", linewidth=0.4)
+    axis.stairs(counts, edges, fill=True, color=BAR, edgecolor="#777777", linewidth=0.4)
     return counts, edges
 
 

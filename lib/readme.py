@@ -97,7 +97,10 @@ def _collapse() -> list[str]:
     folder = ROOT / "outputs" / "masks"
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
     critical = atlas.answers(Store(folder / "audit.jsonl", audit.Answer).records.values(), "critical")
-    return [f"- {line}" for line in (atlas.chance_table(masks).caption, *atlas.maximal(critical))]
+    meaning = ("ρ is n, the prunable weights, over those that are kept; ρ_cr the largest up to which a path from input to "
+               "output is left (published methods, first seed). A chain of L layers allows at most ρ_max = n/L, one weight a "
+               "layer. On the logarithmic scale below 1.00 is ρ_max, 0 the unpruned network.")
+    return [f"- {line}" for line in (atlas.chance_table(masks).caption, meaning, *atlas.maximal(critical))]
 
 
 def _verdicts(frame: pd.DataFrame, *networks: str) -> list[str]:

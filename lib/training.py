@@ -120,6 +120,8 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, ratio: float, rate: float, datase
     chosen = _best_and_worst(rows, ratio)
     title = f"learning rate {rate:g}, r = {ratio:g}"
     axis.axhline(constant_answer(dataset), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+    axis.annotate("chance", (1, constant_answer(dataset)), xycoords=("axes fraction", "data"), xytext=(-2, -2),
+                  textcoords="offset points", ha="right", va="top", fontsize=6.5, color=GREY)
     parts = [rows.iloc[:0]]
     for name, method, at, colour, line in chosen:
         cell = rows[(rows["method"] == method) & (rows["compression"] == at)]
@@ -142,7 +144,7 @@ def _best_and_worst(rows: pd.DataFrame, ratio: float) -> list[tuple]:
     dense = [("unpruned", "Dense", 1.0, GREY, (0, (5, 3)))] if (rows["method"] == "Dense").any() else []
     if ratio == 1:    # the one other initialisation of the `@run` readings
         other = "Dense@xavier_normal"
-        return dense + [("unpruned, Xavier", other, 1.0, "#CC6677", "-")] * bool((rows["method"] == other).any())
+        return dense + [("unpruned, Xavier", other, 1.0, "#999999", "-")] * bool((rows["method"] == other).any())
     ends = last(rows[rows["compression"] == ratio]).groupby(["method", "base"])["top1"].mean()
     ends = ends.sort_values(ascending=False, kind="stable")
     if ends.empty:
