@@ -284,7 +284,7 @@ def _exactness(study: Study, images: data.Data, count: int = 12, seen: int = 16)
 def _signed(study: Study, images: data.Data) -> Rows:
     """The distribution of a signed score, its zeros, and what two hypotheses make of it at each compression.
 
-    ties: the thesis's (section 4.2.3): a mask that drops what is below the threshold and keeps all that is equal to it.
+    ties: the thesis's (section 4.3): a mask that drops what is below the threshold and keeps all that is equal to it.
     two_sided: the released mask, which drops what lies between the threshold and its negative.
     """
     cell = study.cell()

@@ -98,8 +98,8 @@ def _collapse() -> list[str]:
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
     critical = atlas.answers(Store(folder / "audit.jsonl", audit.Answer).records.values(), "critical")
     meaning = ("ρ is n, the prunable weights, over those that are kept; ρ_cr the largest up to which a path from input to "
-               "output is left (published methods, first seed). A chain of L layers allows at most ρ_max = n/L, one weight a "
-               "layer. On the logarithmic scale below 1.00 is ρ_max, 0 the unpruned network.")
+               "output is left (published methods, first seed). A chain of L layers allows at most ρ_max = n/L, one weight "
+               "a layer. On the logarithmic scale below 1.00 is ρ_max, 0 the unpruned network.")
     return [f"- {line}" for line in (atlas.chance_table(masks).caption, meaning, *atlas.maximal(critical))]
 
 
