@@ -209,6 +209,16 @@ def test_eval_mode_is_the_scorers_own_affair(score):
     assert all(torch.equal(evaluating[key], training[key]) for key in evaluating)
 
 
+@pytest.mark.parametrize("score", sorted(set(SCORERS) - {"random"}))
+def test_a_relu_that_works_in_place_changes_no_score(score):
+    net, in_place = make("chain"), make("chain")
+    for module in in_place.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    one, other = scored(score, net), scored(score, in_place)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_obds_columns_are_a_root_of_the_logits_hessian():
     p = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     columns = obd._columns(p)

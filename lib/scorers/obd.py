@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.functional import unfold
 
 from lib import UserError
@@ -101,13 +102,14 @@ def _check(model: nn.Module) -> int:
 
 def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     """sum over images and columns s of (d<s, f>/dw)^2, for every scored weight."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, tuple[Tensor, GradientEdge]] = {}
 
     def record(name):
         def hook(layer, inputs, output):
             if name in seen or (isinstance(layer, nn.Linear) and output.dim() != 2):
                 raise UserError(f"OBD does not apply to {name}: it is called more than once or on more than two axes.")
-            seen[name] = inputs[0].detach(), output
+            # The edge, not the tensor: a ReLU that works in place makes of the layer's output its own.
+            seen[name] = inputs[0].detach(), get_gradient_edge(output)
 
         return hook
 
@@ -118,9 +120,9 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     finally:
         for handle in handles:
             handle.remove()
-    outputs, modules = [output for _, output in seen.values()], layers(model)
+    edges, modules = [edge for _, edge in seen.values()], layers(model)
     # Column by column: one batched backward pass (`is_grads_batched`) would loop over the columns too, and copy.
-    signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
+    signals = zip(*(torch.autograd.grad(logits, edges, column, retain_graph=True)
                     for column in _columns(logits.detach().softmax(1))))
     return {
         weight_name(name): _sum_of_squares(modules[name], inputs, torch.stack(signal, dim=1))
