@@ -35,11 +35,11 @@ def obd_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 
 # The last curvature, by what it was computed from: `obd` and `obd_run` differ only in what they make of it, and it takes
 # minutes where they take milliseconds.
-_last: dict[str, Scores] = {}
+_last: dict[tuple, Scores] = {}
 
 
-def _saliency(model: nn.Module, inputs: Tensor, formula) -> Scores:
-    key = _digest(model, inputs)
+def _saliency(model: nn.Module, inputs: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Scores:
+    key = _digest(model, inputs), *map(type, model.modules())   # the classes, whose `forward` no digest sees
     if key not in _last:
         computed = diagonal(model, inputs)
         _last.clear()
@@ -49,8 +49,10 @@ def _saliency(model: nn.Module, inputs: Tensor, formula) -> Scores:
 
 
 def _digest(model: nn.Module, inputs: Tensor) -> str:
-    """Tells networks and inputs apart, to the bit."""
-    digest = hashlib.sha256(f"{model} {inputs.dtype} {inputs.device}".encode())
+    """Tells inputs apart, and networks of the same classes, to the bit: by their values and by their settings, such as a
+    flag that `forward` asks for."""
+    settings = [{name: value for name, value in vars(module).items() if name[0] != "_"} for module in model.modules()]
+    digest = hashlib.sha256(f"{model} {settings} {inputs.dtype} {inputs.device}".encode())
     for name, tensor in [*model.state_dict().items(), ("inputs", inputs)]:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
