@@ -294,10 +294,10 @@ _kept_scores: dict[tuple, dict[str, Tensor]] = {}
 
 def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> dict[str, Tensor]:
     """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them."""
-    key = cell.score_key, (batch_of or cell).score_key
+    device, method = next(model.parameters()).device, methods.get(cell.method)
+    key = cell.score_key, (batch_of or cell).score_key, images, device   # the set itself: its name may be another folder's
     if key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
-        device, method = next(model.parameters()).device, methods.get(cell.method)
         inputs, targets = (tensor.to(device) for tensor in scoring_batch(batch_of or cell, images))
         _kept_scores[key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
     return _kept_scores[key]
