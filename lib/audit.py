@@ -20,7 +20,7 @@ from lib import collapse, data, experiment, methods, models, pruning, trainer
 from lib.experiment import VERSION, Cell
 from lib.profile import SCORE_IMAGES, Profile, outputs
 from lib.pruning import Masks
-from lib.scorers import obd
+from lib.scorers import needs_data, obd
 from lib.scorers.common import call, leaves
 from lib.scorers.synflow import flow, synflow, synflow_run
 from lib.store import Store
@@ -185,7 +185,7 @@ def _variation(study: Study, images: data.Data) -> Rows:
 
 def _takes_a_batch(method: str) -> bool:
     """OBD sees the first images of the training set, so no other batch."""
-    return methods.get(method).score in ("gradient", "activation", "snip", "grasp")
+    return needs_data(methods.get(method).score) and methods.get(method).mode != "calibrated"
 
 
 def _images(study: Study, images: data.Data) -> Rows:

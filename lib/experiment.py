@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import UserError, data, methods, models, pruning, stack, trainer
-from lib.scorers import SCORERS
+from lib.scorers import needs_data
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
@@ -212,7 +212,7 @@ def twin(cell: Cell) -> Cell | None:
     if not cell.epochs or released is None or released.selection != "quantile":   # "bernoulli" looks at no score
         return None
     same = all(getattr(method, name) == getattr(released, name) for name in ("score", "scope", "rounds", "init"))
-    return replace(cell, method=released.name) if same and not getattr(SCORERS[method.score], "data", True) else None
+    return replace(cell, method=released.name) if same and not needs_data(method.score) else None
 
 
 def served(cell: Cell, known: Record, data_root: str | None = None) -> Record | None:
