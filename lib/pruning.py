@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib import UserError, methods
 from lib.methods import Method
 from lib.scorers import SCORERS
-from lib.scorers.common import Scores, check_batchnorm, classifier, weights
+from lib.scorers.common import Scores, check_batchnorm, classifier, input_shape, weights
 
 Masks = dict[str, Tensor]
 
@@ -265,12 +265,15 @@ def apply(model: nn.Module, masks: Masks) -> None:
 
 
 def check(model: nn.Module, masks: Masks) -> None:
-    """Raises `UserError` where masks do not fit the model."""
+    """Raises `UserError` where masks do not fit the model: another name, another shape, or other values than bool."""
     expected = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
     given = {name: tuple(mask.shape) for name, mask in masks.items()}
     if expected != given:
         odd = next(name for name in expected | given if expected.get(name) != given.get(name))
         raise UserError(f"The masks do not fit the model: {odd} is {given.get(odd)}, it should be {expected.get(odd)}.")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise UserError(f"The masks do not fit the model: {name} is {mask.dtype}, it should be bool, True for kept.")
 
 
 @dataclass(frozen=True)
@@ -309,22 +312,24 @@ def report(model: nn.Module, masks: Masks) -> Report:
     )
 
 
+@torch.enable_grad()
 def on_path(model: nn.Module, masks: Masks) -> Masks:
     """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
 
     One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
     BatchNorm, ReLU and dropout the identity, pooling a sum (any input passes); after each layer the signal, and on
     the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive exactly if
-    some position sees a signal before it and a way to the logits behind it.
+    some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that does not
+    say by `input_shape` what it takes.
     """
-    network = copy.deepcopy(model).float().eval()
+    network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
     _replace(network)
     chosen = weights(network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, name in chosen))
     device = next(network.parameters()).device
-    paths = network(torch.ones(1, *model.input_shape, device=device)).sum()
+    paths = network(torch.ones(1, *input_shape(model), device=device)).sum()
     gradients = torch.autograd.grad(paths, [chosen[name] for name in masks])
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
 
