@@ -184,14 +184,11 @@ class Example:
         return experiment.network(self.cell(method), self.images)
 
     def setting(self, method: str) -> tuple[nn.Module, Tensor, Tensor]:
-        """Model, inputs and targets to call the scorer of a published or written reading with: in the mode and the
-        precision that `pruning.score` takes, float32 for OBD on networks with BatchNorm, else float64."""
+        """Model, inputs and targets to call the method's scorer with: in the mode and the precision that `pruning.score`
+        takes."""
         inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
-        model, mode = self.network(method), methods.get(method).mode
-        if mode != "calibrated" or self.model == "cnn":
-            model, inputs = model.double(), inputs.double()
-        pruning._set_mode(model, mode, inputs)
-        return model, inputs, targets
+        model = pruning.as_scored(self.network(method), methods.get(method), inputs)
+        return model, inputs.to(next(model.parameters()).dtype), targets
 
     def scores(self, method: str) -> Scores:
         """The method's scores of the prunable weights. The last ones are remembered: VGG-16's take 120 MB."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lib import UserError, methods
 from lib.methods import Method
-from lib.scorers import SCORERS
-from lib.scorers.common import Scores, check_batchnorm, classifier, input_shape, weights
+from lib.scorers import SCORERS, needs_data
+from lib.scorers.common import Scores, check_batch, check_batchnorm, classifier, input_shape, weights
 
 Masks = dict[str, Tensor]
 
@@ -78,23 +78,34 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
 
 def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
           generator: torch.Generator) -> Scores:
-    """The method's scores of the prunable weights; one score serves every compression of a one-shot method.
+    """Prunable parameter name -> score, of the weight's shape, float64 or float32 (see `as_scored`; `lamp` and `synflow`
+    always float64); one serves every compression of a one-shot method.
 
-    Published and written readings are scored on a float64 copy, so that device, layout and threads do not move a
-    weight; `@run` in the model's own precision. OBD's curvature takes float64 on plain networks and, on those with
-    BatchNorm, float32 with float64 sums: it is a sum of squares, in which nothing cancels.
+    Arguments as those of `masks`. Raises `UserError` for an unfit batch or a score that is not finite.
     """
     if method.score is None:
         return {name: torch.ones_like(weight) for name, weight in prunable(model).items()}
-    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
-    scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
+    if needs_data(method.score):
+        check_batch(model, inputs, targets)   # here, because BatchNorm's statistics may be taken from it first
     options = {"generator": generator} if method.score == "random" else {}
     with torch.random.fork_rng(devices=[p.device for p in model.parameters()][:1] if _on_gpu(model) else []):
         if method.mode == "dropout":
             torch.manual_seed(_draw(generator))
-        _set_mode(scored, method.mode, inputs)
-        scores = SCORERS[method.score](scored, inputs, targets, **options)
+        scores = SCORERS[method.score](as_scored(model, method, inputs), inputs, targets, **options)
     return {name: scores[name] for name in prunable(model)}
+
+
+def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Module:
+    """A copy of the model in the precision and the mode in which the method scores it.
+
+    Published and written readings are scored in float64, so that device, layout and threads do not move a weight; `@run`
+    in float32, as released. OBD's curvature takes float64 on plain networks and, on those with BatchNorm, float32 with
+    float64 sums: it is a sum of squares, in which nothing cancels.
+    """
+    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
+    scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
+    _set_mode(scored, method.mode, inputs)
+    return scored
 
 
 def _has_batchnorm(model: nn.Module) -> bool:
@@ -114,7 +125,7 @@ def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
     model.train(mode != "eval")
     if mode != "dropout":
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, nn.modules.dropout._DropoutNd):   # whole channels (Dropout2d) too
                 module.eval()
     if mode == "calibrated":
         calibrate(model, inputs)
@@ -125,7 +136,9 @@ def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
 def calibrate(model: nn.Module, inputs: Tensor) -> None:
     """Sets BatchNorm's stored statistics, in place: the mean of those of the inputs' chunks of 128, in order.
 
-    At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode.
+    At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode. inputs:
+    (images, ...), cast to the model's dtype. The model is to be in train mode, with dropout off. Raises `UserError` for a
+    last chunk of a single image where BatchNorm follows a Linear.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -302,6 +302,18 @@ def test_dropout_is_on_in_the_released_reading_alone():
         assert same(masks(model, method, seed=3), masks(model, method, seed=4)) != on
 
 
+def test_dropout_of_whole_channels_is_off_too():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Dropout2d(0.5), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+                          nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    model.input_shape = (1, 4, 4)
+    for method, on in [("GlobalGrad", False), ("GlobalGrad@run", True)]:
+        drawn = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            drawn.append(masks(model, method, 1.2, seed=seed))
+        assert same(*drawn) != on
+
+
 def test_batchnorm_takes_the_batchs_statistics_or_its_own():
     model = copy.deepcopy(narrow("vgg16"))
     other = copy.deepcopy(model)
@@ -653,8 +665,9 @@ def test_masks_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("method", ["GlobalGrad", "GraSP", "SNIP@run", "GlobalAct", "OBD", "OBD@run"])
-def test_an_unfit_scoring_batch_is_refused(method):
-    model = narrow("cnn")
+@pytest.mark.parametrize("name", ["cnn", "vgg16"])
+def test_an_unfit_scoring_batch_is_refused(method, name):
+    model = narrow(name)
     images, targets = batch(model)
     for inputs, labels in [(None, None), (images[:0], targets[:0]), (images, targets[1:]), (images, targets + 3),
                            (images, targets.float()), (images, targets[:, None]), (images[..., 1:], targets)]:
