@@ -224,7 +224,7 @@ def test_twins_are_the_methods_whose_two_readings_share_a_score_without_data():
 
 @pytest.mark.parametrize("change, has", [
     ({}, True), ({"score": "lamp"}, False), ({"scope": "layer"}, False), ({"init": "xavier_normal"}, False),
-    ({"rounds": 2}, False), ({"selection": "bernoulli"}, False), ({"mode": "eval"}, True)])
+    ({"selection": "bernoulli"}, False), ({"mode": "eval"}, True)])
 def test_twins_are_found_in_the_table(monkeypatch, change, has):
     monkeypatch.setitem(METHODS, "Mine", methods.Method("Mine", "magnitude"))
     assert experiment.twin(replace(CELL, method="Mine")) is None

@@ -716,3 +716,12 @@ def test_a_method_may_be_a_row_of_ones_own():
     assert same(masks(model, row), masks(model, "LayerMag"))
     with pytest.raises(UserError, match="Unknown method"):
         masks(model, "Mine")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"score": "magnitud"}, {"scope": "Layer"}, {"init": "xavier"}, {"mode": "evaluate"}, {"selection": "quantil"},
+    {"rounds": 0}, {"rounds": 3, "scope": "layer"}, {"rounds": 3, "selection": "quantile"},
+    {"rounds": 3, "score": "gradient"}])
+def test_a_row_that_means_nothing_is_refused(wrong):
+    with pytest.raises(UserError, match=f"Mine.*{next(iter(wrong.values()))}"):
+        methods.Method(**{"name": "Mine", "score": "magnitude"} | wrong)
