@@ -163,7 +163,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     model = network(cell, images).to(device)
     masks = masks_of(cell, model, images)
     scored = time.perf_counter()
-    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    report = audited(model, masks)
     history = trainer.History()
     if cell.epochs:
         history = trainer.train(
@@ -194,7 +194,7 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
     images = images_of(first, data_root)
     models = [network(cell, images).to(device) for cell in cells]
     masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
-    reports = [asdict(pruning.report(model, its)) | {"digest": digest(its)} for model, its in zip(models, masks)]
+    reports = [audited(model, its) for model, its in zip(models, masks)]
     histories = stack.train(
         models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate,
         batch_size=first.batch_size, generator=generator(first, "training"), precision=precision)
@@ -229,7 +229,7 @@ def served(cell: Cell, known: Record, data_root: str | None = None) -> Record | 
     different = sum(int((mask != others[name]).sum()) for name, mask in masks.items())
     if different >= SAME * pruning.kept_count(model, cell.compression):
         return None
-    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    report = audited(model, masks)
     seconds = round(time.perf_counter() - began, 3)
     return Record(cell.key, VERSION, cell, report, known.history, known.test_images,
                   known.run | {"score_seconds": seconds, "seconds": seconds, "trained_as": known.cell.method})
@@ -301,6 +301,11 @@ def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | Non
         inputs, targets = (tensor.to(device) for tensor in scoring_batch(batch_of or cell, images))
         _kept_scores[key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
     return _kept_scores[key]
+
+
+def audited(model: nn.Module, masks: pruning.Masks) -> dict:
+    """`Record.report`: the fields of `pruning.Report`, and the masks' digest."""
+    return asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
 
 
 def digest(masks: pruning.Masks) -> str:

@@ -249,10 +249,9 @@ def _quantile(scores: Scores, scope: str, density: float) -> Masks:
     Right for scores that are never negative; of signed ones both tails survive. A NaN makes t NaN: nothing is dropped.
     """
     if scope == "global":
-        scores = {"": _flat(scores)} | scores
-        threshold = dict.fromkeys(scores, _threshold(scores.pop(""), density))
+        threshold = dict.fromkeys(scores, _threshold(_flat(scores), density))
     else:
-        threshold = {name: _threshold(s.flatten(), density) for name, s in scores.items()}
+        threshold = {name: _threshold(s, density) for name, s in scores.items()}
     return {name: ~((s > -threshold[name]) & (s < threshold[name])) for name, s in scores.items()}
 
 

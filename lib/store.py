@@ -111,15 +111,6 @@ class Store:
                     _keep(self.records, record)
 
 
-def read(paths: Iterable[str | Path]) -> dict[str, Record]:
-    """The records of several stores by key, in order of first appearance."""
-    merged: dict[str, Record] = {}
-    for path in paths:
-        for record in Store(path).records.values():
-            _keep(merged, record)
-    return merged
-
-
 def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     """Writes the records of `inputs`, or the answers, to `out`, all at once, and returns how many `out` now has.
 
