@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from lib import figures, tables
+from lib.data import classes
 from lib.tables import ACCOUNTING, DASH, Table
 
 LEVEL = 0.05
@@ -248,7 +249,7 @@ def _draw(axis: plt.Axes, found: Comparison) -> None:
 def _draw_levels(axis: plt.Axes, rows: pd.DataFrame, dataset: str, found: Comparison) -> None:
     column = f"top1{ACCOUNTING[found.reading]}"
     dense = rows.loc[(rows["method"] == "Dense") & rows["seed"].isin(found.values.index), column].astype(float).mean()
-    chance = 100 / figures.classes(dataset) * tables.factor_of(rows, found.reading)
+    chance = 100 / classes(dataset) * tables.factor_of(rows, found.reading)
     for level, name, line, side in ((chance, "chance", ":", "left"), (dense, "unpruned", (0, (5, 3)), "right")):
         if not math.isnan(level):
             axis.axvline(level, color="#555555", linestyle=line, linewidth=0.9, zorder=1)

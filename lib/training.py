@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import figures, tables
 from lib.claims import constant_answer
+from lib.data import classes
 from lib.tables import label
 
 RATIOS = (1.0, 8.0, 64.0)
@@ -119,7 +120,7 @@ def _ratios(rows: pd.DataFrame) -> list[float]:
 def _panel(axis: plt.Axes, rows: pd.DataFrame, ratio: float, rate: float, dataset: str) -> pd.DataFrame:
     chosen = _best_and_worst(rows, ratio)
     title = f"learning rate {rate:g}, r = {ratio:g}"
-    axis.axhline(100 / figures.classes(dataset), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+    axis.axhline(100 / classes(dataset), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
     parts = [rows.iloc[:0]]
     for name, method, at, colour, line in chosen:
         cell = rows[(rows["method"] == method) & (rows["compression"] == at)]
