@@ -22,6 +22,9 @@ VERSION = 1
 # Masks that differ in less than this share of the kept weights are trained once: a seed moves an accuracy far more.
 SAME = 0.001
 
+# Training images that a score sees, but for OBD's.
+SCORE_IMAGES = 128
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,7 +39,7 @@ class Cell:
     learning_rate: float
     batch_size: int = 128
     width: float = 1.0
-    score_images: int = 128           # training images that the score sees
+    score_images: int = SCORE_IMAGES  # training images that the score sees
     train_images: int | None = None   # the first so many of the training set; None: all
 
     def __post_init__(self):

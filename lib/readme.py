@@ -5,9 +5,10 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, audit, claims, profile, rates, significance, tables, training
+from lib import atlas, claims, profile, rates, significance, tables, training
 from lib.profile import ROOT
 from lib.store import Store
+from lib.study import Answer
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
@@ -95,7 +96,7 @@ def _collapse() -> list[str]:
     """What the masks say of the entries at chance level, and how far the methods prune before collapse."""
     folder = ROOT / "outputs" / "masks"
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
-    critical = atlas.answers(Store(folder / "audit.jsonl", audit.Answer).records.values(), "critical")
+    critical = atlas.answers(Store(folder / "audit.jsonl", Answer).records.values(), "critical")
     return [f"- {line}" for line in (atlas.chance_table(masks).caption, *atlas.maximal(critical))]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from lib import UserError, atlas, audit, collapse, experiment, methods, pruning, sweep
 from lib.profile import Profile
 from lib.store import Store
+from lib.study import Answer, Study
 from tests import nets
 
 GRID = Profile(profile="tiny", pairs={"digits/cnn": 0, "shapes10/resnet20": 0}, compressions=[1, 4], further_compressions=[],
@@ -19,7 +20,7 @@ GRID = Profile(profile="tiny", pairs={"digits/cnn": 0, "shapes10/resnet20": 0}, 
 
 def study(question, method="", **changed):
     fields = dict(dataset="digits", model="cnn", seed=42, width=0.125, train_images=256, score_images=32) | changed
-    return audit.Study(question, method=method, **fields)
+    return Study(question, method=method, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,11 @@ def test_a_pair_that_is_not_in_the_profile_is_refused():
 
 
 def test_answers_come_back_from_their_store_and_are_not_computed_again(answered, tmp_path):
-    store = Store(tmp_path / "audit.jsonl", audit.Answer)
+    store = Store(tmp_path / "audit.jsonl", Answer)
     with store.writing():
         for answer in answered:
             store.add(answer)
-    again = Store(tmp_path / "audit.jsonl", audit.Answer)
+    again = Store(tmp_path / "audit.jsonl", Answer)
     assert list(again.records.values()) == answered
     assert sweep.missing(audit.studies(GRID), again) == []
 

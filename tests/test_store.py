@@ -14,9 +14,9 @@ import warnings
 import pytest
 
 from lib import UserError, store
-from lib.audit import Answer, Study
 from lib.experiment import VERSION, Cell, Record
 from lib.store import Store
+from lib.study import Answer, Study
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX limits")
 
