@@ -64,9 +64,9 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
     """Prunable parameter name -> bool mask of the weight's shape, True = kept. The model is untouched.
 
     inputs: float images (batch, ...), normalised; targets: int64 (batch,); both only matter to scores that use data.
-    generator: for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by default.
-    The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out of
-    reach, an unfit batch or a score that is not finite.
+    generator: a CPU generator, for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by
+    default. The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out
+    of reach, an unfit batch or a score that is not finite.
     """
     method = methods.get(method) if isinstance(method, str) else method
     kept_count(model, compression)
@@ -152,8 +152,11 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
 
 
 def select(model: nn.Module, method: Method, scores: Scores, compression: float,
-           generator: torch.Generator) -> Masks:
-    """The mask that the method's scope and selection make of the scores at this compression."""
+           generator: torch.Generator | None) -> Masks:
+    """The mask that the method's scope and selection make of the scores of `score` at this compression, as that of `masks`.
+
+    generator: a CPU generator, for the Bernoulli mask alone. Raises `UserError` for a compression out of reach.
+    """
     if method.selection == "bernoulli":
         density = released_density(model, compression)
         return {name: torch.rand(s.shape, generator=generator).to(s.device) < density for name, s in scores.items()}
@@ -167,7 +170,7 @@ def select(model: nn.Module, method: Method, scores: Scores, compression: float,
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of the `count` highest of a flat tensor of scores; of equal scores the lower index is kept.
+    """Bool mask of the `count` highest of a flat tensor of scores without NaN; of equal scores the lower index is kept.
 
     A partition finds the threshold, then ties are kept by index: a stable sort of VGG-16's 15 million scores takes
     seconds, and SynFlow selects a hundred times.
@@ -232,7 +235,8 @@ def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
 def released_density(model: nn.Module, compression: float) -> float:
     """d = (N/r - F') / n', the released code's density of the prunable weights (pruning/utils.py:141-164).
 
-    n' counts the prunable layers' weights *and biases*, although biases are never masked; F' = N - n'.
+    n' counts the prunable layers' weights *and biases*, although biases are never masked; F' = N - n'. Raises `UserError`
+    for a compression out of reach.
     """
     kept_count(model, compression)
     total, _, _ = _sizes(model)

@@ -3,7 +3,8 @@
 Every scorer here and beside takes (model, inputs, targets): inputs float (batch, ...), targets int64 (batch,); it
 returns parameter name -> score, in the weight's shape and dtype, for every Conv2d and Linear; HIGHER = KEEP. It scores
 in the mode that the model is in, leaves the model as it was, and raises `UserError` for an unfit batch or a score
-that is not finite.
+that is not finite. Where one differs in mode, dtype or what it raises, it says so. Files of the released code are below
+`shrinkbench/` of GitHub noajam/sota-prune, commit 067e5fc.
 """
 
 import torch
@@ -65,8 +66,9 @@ def activation(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 def activation_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """|w| a with a the layer's *input*, one number per input channel, as the released code ran it.
 
-    The text's a is an output; shrinkbench's activation strategies take the module's input (released code,
-    strategies/magnitude.py with pruning/utils.py:115), averaged over the batch and, as an L1 norm, over space.
+    The text's a is an output; the released code takes the module's input (strategies/magnitude.py, `GlobalMagAct` and
+    `LayerMagAct`), averaged over the batch and, as an L1 norm per pixel, over space (strategies/utils.py,
+    `activation_importance`).
     """
     recorder = _Recorder(model)
     with torch.no_grad(), recorder:

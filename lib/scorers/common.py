@@ -57,7 +57,7 @@ def call(model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor], transf
 
 
 def leaves(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, detached and asking for a gradient: differentiation never meets the model's own."""
+    """Parameter name -> every parameter, detached and asking for a gradient: differentiation never meets the model's own."""
     return {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
 
 
@@ -141,7 +141,8 @@ def _hand_back_memory() -> None:
 
 
 def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> None:
-    """Raises `UserError` unless inputs (batch, ...) and integer targets (batch,) fit each other and the model."""
+    """Raises `UserError` unless inputs (batch, ...) and integer targets (batch,) fit each other and the model: its
+    `input_shape`, where it has one, and the outputs of its last Linear, where it has one."""
     if inputs is None or targets is None or len(inputs) == 0:
         raise UserError("The scoring batch is empty: pass at least one image and its label.")
     if len(inputs) != len(targets):

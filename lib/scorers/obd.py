@@ -23,13 +23,16 @@ SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mi
 
 @scorer()
 def obd(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """h w^2 / 2 with h the diagonal of the Hessian (thesis, eq. 3.1; Le Cun et al. 1990). Eval mode, float64."""
+    """h w^2 / 2, h the diagonal of the Hessian (thesis, eq. 3.1; Le Cun et al. 1990). Eval mode; products in the model's
+    dtype, sums and scores float64. Raises `UserError` as `diagonal` does."""
     return _saliency(model, inputs, lambda weight, h: h * weight.square() / 2)
 
 
 @scorer()
 def obd_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """w h^2 / 2, as the released code ran it: the square falls on h, so the score is signed by w."""
+    """w h^2 / 2, as the released code ran it (strategies/obd.py, `compute_saliency`): the square falls on h, so the score
+    is signed by w. h is taken over each image once, as for `obd`; the released code sums it over 1000 random batches of 60,
+    of which that is the expectation but for a factor."""
     return _saliency(model, inputs, lambda weight, h: weight * h.square() / 2)
 
 
@@ -60,7 +63,8 @@ def _digest(model: nn.Module, inputs: Tensor) -> str:
 
 
 def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
-    """h_kk, the exact Hessian diagonal of the mean cross-entropy over `inputs` (images, ...), float64, eval mode.
+    """h_kk, the exact Hessian diagonal of the mean cross-entropy over `inputs` (images, ...), in the model's dtype, in eval
+    mode: parameter name -> float64, in the weight's shape.
 
     A network of ReLUs and max-pooling is piecewise linear in each single weight, so the Hessian's diagonal equals the
     generalised Gauss-Newton's: h = sum_c p_c (df_c/dw)^2 - (sum_c p_c df_c/dw)^2 per image, f the logits, p their

@@ -19,7 +19,8 @@ def synflow(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> 
 
 @scorer(data=False, finite=False)
 def synflow_run(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> Scores:
-    """`synflow` in float32 and unchecked, as the released code ran it: on ResNet-56 it overflows into NaN."""
+    """`synflow` in float32 and unchecked, as the released code ran it (strategies/synflow.py, `model_masks`), once: on
+    ResNet-56 it overflows into NaN."""
     return _flow(model, inputs, torch.float32)
 
 
