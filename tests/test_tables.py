@@ -304,6 +304,19 @@ def test_half_is_not_rarely():
     assert verdict(cifar(top1), "rarely beat random") == "disagrees"
 
 
+@pytest.mark.parametrize("best, answer", [("SNIP", "agrees"), ("LAMP", "disagrees"), ("GraSP", "agrees")])
+def test_the_most_consistent_has_the_best_mean_rank_grasp_apart(best, answer):
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"SNIP": 50} | {best: 60}
+    assert verdict(cifar(top1), "SNIP is the most consistent") == answer
+
+
+@pytest.mark.parametrize("from_ratio, answer", [(4, "agrees"), (8, "agrees"), (16, "disagrees"), (128, "disagrees")])
+def test_almost_at_once_is_by_r_8(from_ratio, answer):
+    frame = tables.frame(record(cell("GraSP@run", ratio, "cifar100", "vgg16"), [100 if ratio >= from_ratio else 3000] * 3)
+                         for ratio in (2, 4, 8, 16, 64))
+    assert verdict(frame, "GraSP collapses almost at once") == answer
+
+
 def test_who_collapses_on_resnet():
     top1 = dict.fromkeys(tables.THESIS, 20) | {"GlobalAct": 1, "Random": 1}
     assert verdict(cifar(top1), "only GlobalAct and Random") == "agrees"
