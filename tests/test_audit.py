@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -214,18 +215,22 @@ def test_the_atlas_tells_fates_by_the_seeds(answered):
 
 def test_every_entry_at_chance_level_gets_its_explanation():
     frame = atlas.masks(records()).iloc[:0]
-    table = atlas.chance_table(_severed())
-    assert len(table.body) == 24
-    severed = table.body[(table.body["method"] == "GlobalMag") & (table.body["network"] == "VGG-16 on CIFAR-10")]
-    assert set(severed["explained by"]) == {"nothing passes"}
-    assert (table.body["explained by"] == "–").sum() == 24 - len(severed)
+    for collapsed, empty, reason in [([True, True], [5, 5], "nothing passes"),
+                                     ([False, False], [5, 1], "an empty layer is bypassed"),
+                                     ([False, False], [0, 0], "neither"), ([True, False], [5, 0], "it depends on the seed")]:
+        table = atlas.chance_table(_made(collapsed, empty))
+        assert len(table.body) == 24
+        ours = table.body[(table.body["method"] == "GlobalMag") & (table.body["network"] == "VGG-16 on CIFAR-10")]
+        assert len(ours) and set(ours["explained by"]) == {reason}
+        assert (table.body["explained by"] == "–").sum() == 24 - len(ours)
     assert "Nothing in the store yet" in atlas.chance_table(frame).caption
 
 
-def _severed():
-    import pandas as pd
+def _made(collapsed, empty):
+    """The masks of GlobalMag@run on VGG-16 at both ratios, a seed for each entry."""
     return pd.DataFrame([{"dataset": "cifar10", "model": "vgg16", "method": "GlobalMag@run", "ratio": ratio,
-                          "collapsed": True, "empty": 5, "seed": 42} for ratio in (32.0, 64.0)])
+                          "collapsed": closed, "empty": layers, "seed": 42 + index}
+                         for ratio in (32.0, 64.0) for index, (closed, layers) in enumerate(zip(collapsed, empty))])
 
 
 def test_maximal_critical_compression_is_told_in_logarithms(answered):
