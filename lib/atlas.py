@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from lib import methods, tables
 
 # QUESTIONS is for the notebook, which names the questions and has a parameter `audit`.
-from lib.audit import QUESTIONS, Answer  # noqa: F401
+from lib.audit import QUESTIONS  # noqa: F401
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
+from lib.study import Answer
 from lib.tables import DASH, LABELS, Table, label, thesis
 
 HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}

@@ -1,15 +1,13 @@
 """What a mask of a single cell cannot tell: how far a method prunes before collapse, and how much two masks share.
 
-A `Study` asks a question of a network at initialisation; its `Answer` is a line of `outputs/<profile>/audit.jsonl`.
+Here the questions of `QUESTIONS`, which a `lib.study.Study` asks of a network at initialisation, are answered.
 """
 
 import copy
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -18,12 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from lib import collapse, data, experiment, methods, models, pruning, trainer
 from lib.experiment import VERSION, Cell
-from lib.profile import SCORE_IMAGES, Profile, outputs
+from lib.profile import Profile, outputs
 from lib.pruning import Masks
-from lib.scorers import obd
+from lib.scorers import needs_data, obd
 from lib.scorers.common import call, leaves
 from lib.scorers.synflow import flow, synflow, synflow_run
 from lib.store import Store
+from lib.study import Answer, Rows, Study
 
 # Compressions at which kept sets are compared, as far as a network can be pruned.
 RATIOS = (4, 16, 64)
@@ -32,67 +31,6 @@ IMAGES = (128, 512, 2048)
 DEPTHS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 # Methods whose scores have, or as released had, a sign.
 SIGNED = ("GraSP", "GraSP@written", "GraSP@run", "OBD", "OBD@run")
-Rows = list[dict]
-
-
-@dataclass(frozen=True)
-class Study:
-    """A question to a network at initialisation; its fields make the key."""
-
-    question: str              # a key of QUESTIONS
-    dataset: str
-    model: str
-    method: str                # "": the question is of all methods, or of none
-    seed: int
-    width: float = 1.0
-    score_images: int = SCORE_IMAGES
-    train_images: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Sixteen hex digits of a hash of the fields and the version."""
-        text = json.dumps([VERSION, "study", asdict(self)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def task(self) -> tuple:
-        """Studies of one method on one network are answered by one worker, because they share its score or curvature."""
-        return (self.dataset, self.model, self.seed, self.method.split("@")[0] or self.question)
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (f"{self.dataset}/{self.model}", self.question, self.method, f"seed {self.seed}")))
-
-    def cell(self, method: str | None = None, ratio: float = 1.0, **changed) -> Cell:
-        """The cell whose network, scoring batch and mask are looked at; nothing is trained."""
-        method = self.method if method is None else method
-        images = self.score_images if methods.get(method).base == "OBD" else SCORE_IMAGES
-        fields = {"seed": self.seed, "score_images": images} | changed
-        return Cell(self.dataset, self.model, method, ratio, epochs=0, learning_rate=1e-3, width=self.width,
-                    train_images=self.train_images, **fields)
-
-
-@dataclass
-class Answer:
-    """A line of `audit.jsonl`: the rows of a small table, numbers and names only."""
-
-    key: str
-    version: int
-    study: Study
-    rows: Rows
-    run: dict = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""
-        return json.dumps(vars(self) | {"study": vars(self.study)}, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> "Answer":
-        """The answer of such a line; raises ValueError, KeyError or TypeError for anything else."""
-        values = json.loads(line)
-        return cls(**{**values, "study": Study(**values["study"])})
-
-    def summary(self) -> str:
-        return f"{len(self.rows)} rows in {self.run['seconds']:.0f} s"
 
 
 def studies(grid: Profile) -> list[Study]:
@@ -185,7 +123,7 @@ def _variation(study: Study, images: data.Data) -> Rows:
 
 def _takes_a_batch(method: str) -> bool:
     """OBD sees the first images of the training set, so no other batch."""
-    return methods.get(method).score in ("gradient", "activation", "snip", "grasp")
+    return needs_data(methods.get(method).score) and methods.get(method).mode != "calibrated"
 
 
 def _images(study: Study, images: data.Data) -> Rows:

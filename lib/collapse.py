@@ -23,7 +23,8 @@ PRECISION = 1.01
 class Critical:
     """How far a method prunes a network without collapse."""
 
-    rho: float              # rho_cr: no collapse was seen at it and below; within 1 % of the next that is known
+    rho: float              # rho_cr: no collapse was seen at it and below, within 1 % of the next that is known; 1 for a
+                            # network that is never whole
     kept: int               # the prunable weights that are left there
     collapsed: float | None   # the smallest rho that was seen to collapse; None: not even the largest does
     whole_again: tuple[float, ...]   # points beyond it at which the network was whole: collapse is not monotone

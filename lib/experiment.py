@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from lib import UserError, data, methods, models, pruning, stack, trainer
-from lib.scorers import SCORERS
+from lib.scorers import needs_data
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
 
 # Masks that differ in less than this share of the kept weights are trained once: a seed moves an accuracy far more.
 SAME = 0.001
+
+# Training images that a score sees, but for OBD's.
+SCORE_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Cell:
     learning_rate: float
     batch_size: int = 128
     width: float = 1.0
-    score_images: int = 128           # training images that the score sees
+    score_images: int = SCORE_IMAGES  # training images that the score sees
     train_images: int | None = None   # the first so many of the training set; None: all
 
     def __post_init__(self):
@@ -163,7 +166,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     model = network(cell, images).to(device)
     masks = masks_of(cell, model, images)
     scored = time.perf_counter()
-    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    report = audited(model, masks)
     history = trainer.History()
     if cell.epochs:
         history = trainer.train(
@@ -194,7 +197,7 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
     images = images_of(first, data_root)
     models = [network(cell, images).to(device) for cell in cells]
     masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
-    reports = [asdict(pruning.report(model, its)) | {"digest": digest(its)} for model, its in zip(models, masks)]
+    reports = [audited(model, its) for model, its in zip(models, masks)]
     histories = stack.train(
         models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate,
         batch_size=first.batch_size, generator=generator(first, "training"), precision=precision)
@@ -212,7 +215,7 @@ def twin(cell: Cell) -> Cell | None:
     if not cell.epochs or released is None or released.selection != "quantile":   # "bernoulli" looks at no score
         return None
     same = all(getattr(method, name) == getattr(released, name) for name in ("score", "scope", "rounds", "init"))
-    return replace(cell, method=released.name) if same and not getattr(SCORERS[method.score], "data", True) else None
+    return replace(cell, method=released.name) if same and not needs_data(method.score) else None
 
 
 def served(cell: Cell, known: Record, data_root: str | None = None) -> Record | None:
@@ -229,7 +232,7 @@ def served(cell: Cell, known: Record, data_root: str | None = None) -> Record | 
     different = sum(int((mask != others[name]).sum()) for name, mask in masks.items())
     if different >= SAME * pruning.kept_count(model, cell.compression):
         return None
-    report = asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
+    report = audited(model, masks)
     seconds = round(time.perf_counter() - began, 3)
     return Record(cell.key, VERSION, cell, report, known.history, known.test_images,
                   known.run | {"score_seconds": seconds, "seconds": seconds, "trained_as": known.cell.method})
@@ -294,13 +297,18 @@ _kept_scores: dict[tuple, dict[str, Tensor]] = {}
 
 def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> dict[str, Tensor]:
     """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them."""
-    key = cell.score_key, (batch_of or cell).score_key
+    device, method = next(model.parameters()).device, methods.get(cell.method)
+    key = cell.score_key, (batch_of or cell).score_key, images, device   # the set itself: its name may be another folder's
     if key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
-        device, method = next(model.parameters()).device, methods.get(cell.method)
         inputs, targets = (tensor.to(device) for tensor in scoring_batch(batch_of or cell, images))
         _kept_scores[key] = pruning.score(model, method, inputs, targets, generator(cell, "score"))
     return _kept_scores[key]
+
+
+def audited(model: nn.Module, masks: pruning.Masks) -> dict:
+    """`Record.report`: the fields of `pruning.Report`, and the masks' digest."""
+    return asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
 
 
 def digest(masks: pruning.Masks) -> str:

@@ -94,24 +94,24 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     """
     rows, readings = _chosen(frame, dataset, model, bases), list(readings)
     rows = rows[rows["epochs"] > 0]    # a profile of masks trains none
-    figure, axes = _panels(len(readings))
+    figure, axes = panels(len(readings))
     parts, counted = [], []
     for reading, axis in zip(readings, axes, strict=True):
         accounting = tables.ACCOUNTING[reading]
         column = f"{metric}{accounting}"
-        names = _names(rows, reading)
-        counted.append(tables.coverage(rows, names, _ratios(rows), column))
-        parts.append(_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
+        names = names_of(rows, reading)
+        counted.append(tables.coverage(rows, names, ratios_of(rows), column))
+        parts.append(draw_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
         factor = tables.factor_of(rows, reading)
         chance = factor * constant_answer(dataset, metric)
-        _levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
+        draw_levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")
     # Nothing lies much below chance; where that is high, the space under it would be empty.
     highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     figure.data = pd.concat(parts, ignore_index=True)
-    _finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
+    finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
     return figure
 
 
@@ -120,19 +120,19 @@ def compression_error(frame: pd.DataFrame, dataset: str, model: str,
                       bases: Iterable[str] | None = None) -> Figure:
     """(r_e − r) / r (%), Figures 4.5, 4.10, 4.13. `@run` counts values, as released; published, masks."""
     rows = _chosen(frame, dataset, model, bases)
-    figure, axes = _panels(2)
+    figure, axes = panels(2)
     parts, counted = [], []
     for axis, reading, column in zip(axes, ("run", "published"), ("released", "achieved"), strict=True):
         found = rows[f"compression_{column}"].astype(float)
         chosen = rows.assign(error=100 * (found / rows["compression"] - 1))
-        names = _names(rows, reading)
-        counted.append(tables.coverage(chosen, names, _ratios(rows), "error"))
-        parts.append(_lines(axis, chosen[rows["method"].isin(names) | (rows["base"] == "Dense")], "error"))
+        names = names_of(rows, reading)
+        counted.append(tables.coverage(chosen, names, ratios_of(rows), "error"))
+        parts.append(draw_lines(axis, chosen[rows["method"].isin(names) | (rows["base"] == "Dense")], "error"))
         axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
         axis.set_title(f"{PANELS[reading]}\n(counts {'values' if column == 'released' else 'masks'})")
     axes[0].set_ylabel("compression error $(r_e - r)/r$ (%)")
     figure.data = pd.concat(parts, ignore_index=True)
-    _finish(figure, axes, rows, dataset, model, "compression error", counted)
+    finish(figure, axes, rows, dataset, model, "compression error", counted)
     return figure
 
 
@@ -142,24 +142,26 @@ def _chosen(frame: pd.DataFrame, dataset: str, model: str, bases: Iterable[str] 
     return rows if bases is None else rows[rows["base"].isin([*bases, "Dense"])]
 
 
-def _panels(count: int) -> tuple[Figure, np.ndarray]:
+def panels(count: int) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels side by side, on one axis of values, and its panels."""
     size = (PAGE if count > 1 else 4.6, 3.1)
     figure, axes = plt.subplots(1, count, figsize=size, sharey=True, squeeze=False)
     return figure, axes[0]
 
 
-def _names(rows: pd.DataFrame, reading: str) -> list[str]:
+def names_of(rows: pd.DataFrame, reading: str) -> list[str]:
     """The methods of one reading that `rows` holds, in the order of the tables."""
     chosen = rows[rows["reading"] == reading]
     there = dict(zip(chosen["base"], chosen["method"], strict=True))
     return [there[base] for base in tables.bases() if base in there]
 
 
-def _ratios(rows: pd.DataFrame) -> list[float]:
+def ratios_of(rows: pd.DataFrame) -> list[float]:
+    """The compressions of `rows`, in order."""
     return sorted(rows["compression"].unique())
 
 
-def _lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
+def draw_lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """One line per method with its band over seeds; returns the numbers drawn."""
     found = tables.summary(tables.expand(rows).astype({column: float}), column)
     order = tables.bases()
@@ -177,7 +179,7 @@ def _lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return found.assign(value=column)[columns]
 
 
-def _levels(axis: plt.Axes, chance: float, dense: float) -> None:
+def draw_levels(axis: plt.Axes, chance: float, dense: float) -> None:
     """Chance level, dotted, and the unpruned network of the architecture's own initialisation, dashed."""
     # Each label at the end where no line of a method comes near.
     for level, name, linestyle, end in ((chance, "chance", ":", 0), (dense, "unpruned", (0, (5, 3)), 1)):
@@ -188,10 +190,10 @@ def _levels(axis: plt.Axes, chance: float, dense: float) -> None:
                           color="#555555")
 
 
-def _finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
+def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
             counted: list[tuple[int, int]]) -> None:
     """The axis of ratios, one legend outside, and a title that says what is missing, what stands in and what a band is."""
-    ratios = _ratios(rows) or list(tables.RATIOS)
+    ratios = ratios_of(rows) or list(tables.RATIOS)
     for axis in axes:
         axis.set_xlabel("compression ratio r asked for")
         axis.set_xscale("log", base=2)

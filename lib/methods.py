@@ -9,11 +9,22 @@ A method of your own is one more row, and a score in `scorers.SCORERS` if it nee
 from dataclasses import dataclass
 
 from lib import UserError
+from lib.models import INITS
+from lib.scorers import SCORERS, needs_data
+
+# How the network runs while it is scored.
+MODES = {
+    "train": "BatchNorm with the batch's statistics, dropout off",
+    "dropout": "BatchNorm with the batch's statistics, dropout on (as released)",
+    "eval": "BatchNorm with its stored statistics, dropout off",
+    "calibrated": "eval, after the stored statistics were set from the scoring images",
+}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: how weights are scored, and how a mask is made of the scores."""
+    """A row of the table: how weights are scored, and how a mask is made of the scores. Raises `UserError` for a value
+    that is not one of those below."""
 
     name: str
     score: str | None           # key of scorers.SCORERS; None: nothing is pruned
@@ -23,6 +34,18 @@ class Method:
     mode: str = "train"         # see MODES
     selection: str = "exact"    # "exact": the K best; "quantile": the released two-sided rule; "bernoulli": by chance
 
+    def __post_init__(self):
+        known = {"score": (None, *SCORERS), "scope": ("global", "layer"), "init": INITS, "mode": MODES,
+                 "selection": ("exact", "quantile", "bernoulli")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"The {name} of {self.name} is {getattr(self, name)!r}: it must be one of "
+                                f"{', '.join(map(str, values))}.")
+        plain = (self.scope, self.selection) == ("global", "exact") and self.score and not needs_data(self.score)
+        if self.rounds < 1 or self.rounds > 1 and not plain:
+            raise UserError(f"{self.name} cannot have {self.rounds} rounds: more than one needs a score without data, the "
+                            "global scope and the exact selection.")
+
     @property
     def base(self) -> str:
         """The method's name without its reading: `SNIP` of `SNIP@run`."""
@@ -30,17 +53,9 @@ class Method:
 
     @property
     def reading(self) -> str:
-        """`published`, `written` or `run`."""
+        """`published`, `written` or `run`; of an unpruned network its initialisation, where that is not its own."""
         return self.name.partition("@")[2] or "published"
 
-
-# How the network runs while it is scored.
-MODES = {
-    "train": "BatchNorm with the batch's statistics, dropout off",
-    "dropout": "BatchNorm with the batch's statistics, dropout on (as released)",
-    "eval": "BatchNorm with its stored statistics, dropout off",
-    "calibrated": "eval, after the stored statistics were set from the scoring images",
-}
 
 _TABLE = (
     # name              score             scope     further
@@ -100,6 +115,6 @@ def get(name: str) -> Method:
     return found
 
 
-def dense(method: Method | str) -> str:
-    """The name of the unpruned network that serves r = 1 for this method."""
-    return DENSE[(method if isinstance(method, Method) else get(method)).init].name
+def dense(name: str) -> str:
+    """The name of the unpruned network that serves r = 1 for the method of that name; raises as `get` does."""
+    return DENSE[get(name).init].name

@@ -25,12 +25,12 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
 
     `width` multiplies the number of channels (1.0 is the real network; smaller ones serve the quick profile).
     The model carries `input_shape`, the (channels, height, width) of one image. Raises `UserError` for an unknown
-    name, fewer than two classes or a width that is not positive.
+    name, fewer than two classes or a width that is not positive and finite.
     """
     if name not in NAMES:
         raise UserError(f"Unknown model {name!r}: choose one of {', '.join(NAMES)}.")
-    if num_classes < 2 or not width > 0:
-        raise UserError(f"A model needs at least 2 classes and a positive width, not {num_classes} and {width}.")
+    if num_classes < 2 or not 0 < width < math.inf:
+        raise UserError(f"A model needs at least 2 classes and a positive, finite width, not {num_classes} and {width}.")
     if name == "cnn":
         return CNN(num_classes, width)
     if name == "vgg16":
@@ -44,7 +44,8 @@ def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
     `own`: what the architecture's constructor does (CNN and VGG-16: PyTorch's uniform default; ResNets:
     Kaiming-normal weights and PyTorch's default bias of the classifier). `variance_scaling`: SNIP's (Lee et al. 2019,
     section 5: scale 1, fan-in, normal cut at two standard deviations, biases 0). `xavier_normal`: Glorot and
-    Bengio's normal; biases stay as they were. BatchNorm is never touched. Raises `UserError` for an unknown name.
+    Bengio's normal (2010, eq. 12: variance 2 / (fan-in + fan-out)); biases stay as they were. BatchNorm is never touched.
+    generator: on the device of the weights. Raises `UserError` for an unknown name.
     """
     if init not in INITS:
         raise UserError(f"Unknown initialisation {init!r}: choose one of {', '.join(INITS)}.")

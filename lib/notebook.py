@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib import UserError, audit, data, experiment, figures, methods, profile, pruning, sweep, tables
-from lib.experiment import Cell, Record
-from lib.profile import NOTEBOOKS, SCORE_IMAGES, Profile
+from lib.experiment import SCORE_IMAGES, Cell, Record
+from lib.profile import NOTEBOOKS, Profile
 from lib.pruning import Masks
 from lib.scorers.common import Scores, call, leaves, weights
 from lib.store import Store
+from lib.study import Answer
 
 # Compressions of the pictures and of the comparisons of masks, as far as a network can reach them.
 RATIOS = (4, 16, 64)
@@ -58,7 +59,7 @@ class Chapter:
         return [self.store.get(cell) for cell in self.cells if cell in self.store]
 
     @cached_property
-    def answers(self) -> list[audit.Answer]:
+    def answers(self) -> list[Answer]:
         """The answers that there are to the profile's studies; it says how many are missing."""
         asked, store = audit.studies(self.grid), audit.store_of(self.grid)
         print(f"{len(asked) - len(sweep.missing(asked, store))} of {len(asked)} studies are in the store.")
@@ -184,14 +185,11 @@ class Example:
         return experiment.network(self.cell(method), self.images)
 
     def setting(self, method: str) -> tuple[nn.Module, Tensor, Tensor]:
-        """Model, inputs and targets to call the scorer of a published or written reading with: in the mode and the
-        precision that `pruning.score` takes, float32 for OBD on networks with BatchNorm, else float64."""
+        """Model, inputs and targets to call the method's scorer with: in the mode and the precision that `pruning.score`
+        takes."""
         inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
-        model, mode = self.network(method), methods.get(method).mode
-        if mode != "calibrated" or self.model == "cnn":
-            model, inputs = model.double(), inputs.double()
-        pruning._set_mode(model, mode, inputs)
-        return model, inputs, targets
+        model = pruning.as_scored(self.network(method), methods.get(method), inputs)
+        return model, inputs.to(next(model.parameters()).dtype), targets
 
     def scores(self, method: str) -> Scores:
         """The method's scores of the prunable weights. The last ones are remembered: VGG-16's take 120 MB."""

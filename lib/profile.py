@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from lib import UserError, data, methods, models, pruning
-from lib.experiment import Cell
+from lib.experiment import SCORE_IMAGES, Cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +27,6 @@ NOTEBOOKS |= dict.fromkeys(DRAWN, sum(NOTEBOOKS.values(), ()))
 
 # Training images of the sets that are not read just to be counted.
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-SCORE_IMAGES = 128
 # These decide which learning rate the thesis's numbers were made with: its corrected top-1 are known.
 PILOT = {("resnet56", "cifar10", "Dense", 1),
          *(("resnet56", "cifar10", method, 32) for method in ("Random@run", "SNIP@run", "GlobalMag@run"))}

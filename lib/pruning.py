@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lib import UserError, methods
 from lib.methods import Method
-from lib.scorers import SCORERS
-from lib.scorers.common import Scores, check_batchnorm, classifier, weights
+from lib.scorers import SCORERS, needs_data
+from lib.scorers.common import Scores, check_batch, check_batchnorm, classifier, input_shape, weights
 
 Masks = dict[str, Tensor]
 
@@ -64,9 +64,9 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
     """Prunable parameter name -> bool mask of the weight's shape, True = kept. The model is untouched.
 
     inputs: float images (batch, ...), normalised; targets: int64 (batch,); both only matter to scores that use data.
-    generator: for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by default.
-    The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out of
-    reach, an unfit batch or a score that is not finite.
+    generator: a CPU generator, for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by
+    default. The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out
+    of reach, an unfit batch or a score that is not finite.
     """
     method = methods.get(method) if isinstance(method, str) else method
     kept_count(model, compression)
@@ -78,23 +78,34 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
 
 def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
           generator: torch.Generator) -> Scores:
-    """The method's scores of the prunable weights; one score serves every compression of a one-shot method.
+    """Prunable parameter name -> score, of the weight's shape, float64 or float32 (see `as_scored`; `lamp` and `synflow`
+    always float64); one serves every compression of a one-shot method.
 
-    Published and written readings are scored on a float64 copy, so that device, layout and threads do not move a
-    weight; `@run` in the model's own precision. OBD's curvature takes float64 on plain networks and, on those with
-    BatchNorm, float32 with float64 sums: it is a sum of squares, in which nothing cancels.
+    Arguments as those of `masks`. Raises `UserError` for an unfit batch or a score that is not finite.
     """
     if method.score is None:
         return {name: torch.ones_like(weight) for name, weight in prunable(model).items()}
-    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
-    scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
+    if needs_data(method.score):
+        check_batch(model, inputs, targets)   # here, because BatchNorm's statistics may be taken from it first
     options = {"generator": generator} if method.score == "random" else {}
     with torch.random.fork_rng(devices=[p.device for p in model.parameters()][:1] if _on_gpu(model) else []):
         if method.mode == "dropout":
             torch.manual_seed(_draw(generator))
-        _set_mode(scored, method.mode, inputs)
-        scores = SCORERS[method.score](scored, inputs, targets, **options)
+        scores = SCORERS[method.score](as_scored(model, method, inputs), inputs, targets, **options)
     return {name: scores[name] for name in prunable(model)}
+
+
+def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Module:
+    """A copy of the model in the precision and the mode in which the method scores it.
+
+    Published and written readings are scored in float64, so that device, layout and threads do not move a weight; `@run`
+    in float32, as released. OBD's curvature takes float64 on plain networks and, on those with BatchNorm, float32 with
+    float64 sums: it is a sum of squares, in which nothing cancels.
+    """
+    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
+    scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
+    _set_mode(scored, method.mode, inputs)
+    return scored
 
 
 def _has_batchnorm(model: nn.Module) -> bool:
@@ -114,7 +125,7 @@ def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
     model.train(mode != "eval")
     if mode != "dropout":
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, nn.modules.dropout._DropoutNd):   # whole channels (Dropout2d) too
                 module.eval()
     if mode == "calibrated":
         calibrate(model, inputs)
@@ -125,7 +136,9 @@ def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
 def calibrate(model: nn.Module, inputs: Tensor) -> None:
     """Sets BatchNorm's stored statistics, in place: the mean of those of the inputs' chunks of 128, in order.
 
-    At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode.
+    At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode. inputs:
+    (images, ...), cast to the model's dtype. The model is to be in train mode, with dropout off. Raises `UserError` for a
+    last chunk of a single image where BatchNorm follows a Linear.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -139,8 +152,11 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
 
 
 def select(model: nn.Module, method: Method, scores: Scores, compression: float,
-           generator: torch.Generator) -> Masks:
-    """The mask that the method's scope and selection make of the scores at this compression."""
+           generator: torch.Generator | None) -> Masks:
+    """The mask that the method's scope and selection make of the scores of `score` at this compression, as that of `masks`.
+
+    generator: a CPU generator, for the Bernoulli mask alone. Raises `UserError` for a compression out of reach.
+    """
     if method.selection == "bernoulli":
         density = released_density(model, compression)
         return {name: torch.rand(s.shape, generator=generator).to(s.device) < density for name, s in scores.items()}
@@ -154,7 +170,7 @@ def select(model: nn.Module, method: Method, scores: Scores, compression: float,
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of the `count` highest of a flat tensor of scores; of equal scores the lower index is kept.
+    """Bool mask of the `count` highest of a flat tensor of scores without NaN; of equal scores the lower index is kept.
 
     A partition finds the threshold, then ties are kept by index: a stable sort of VGG-16's 15 million scores takes
     seconds, and SynFlow selects a hundred times.
@@ -219,7 +235,8 @@ def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
 def released_density(model: nn.Module, compression: float) -> float:
     """d = (N/r - F') / n', the released code's density of the prunable weights (pruning/utils.py:141-164).
 
-    n' counts the prunable layers' weights *and biases*, although biases are never masked; F' = N - n'.
+    n' counts the prunable layers' weights *and biases*, although biases are never masked; F' = N - n'. Raises `UserError`
+    for a compression out of reach.
     """
     kept_count(model, compression)
     total, _, _ = _sizes(model)
@@ -236,10 +253,9 @@ def _quantile(scores: Scores, scope: str, density: float) -> Masks:
     Right for scores that are never negative; of signed ones both tails survive. A NaN makes t NaN: nothing is dropped.
     """
     if scope == "global":
-        scores = {"": _flat(scores)} | scores
-        threshold = dict.fromkeys(scores, _threshold(scores.pop(""), density))
+        threshold = dict.fromkeys(scores, _threshold(_flat(scores), density))
     else:
-        threshold = {name: _threshold(s.flatten(), density) for name, s in scores.items()}
+        threshold = {name: _threshold(s, density) for name, s in scores.items()}
     return {name: ~((s > -threshold[name]) & (s < threshold[name])) for name, s in scores.items()}
 
 
@@ -265,12 +281,15 @@ def apply(model: nn.Module, masks: Masks) -> None:
 
 
 def check(model: nn.Module, masks: Masks) -> None:
-    """Raises `UserError` where masks do not fit the model."""
+    """Raises `UserError` where masks do not fit the model: another name, another shape, or other values than bool."""
     expected = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
     given = {name: tuple(mask.shape) for name, mask in masks.items()}
     if expected != given:
         odd = next(name for name in expected | given if expected.get(name) != given.get(name))
         raise UserError(f"The masks do not fit the model: {odd} is {given.get(odd)}, it should be {expected.get(odd)}.")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise UserError(f"The masks do not fit the model: {name} is {mask.dtype}, it should be bool, True for kept.")
 
 
 @dataclass(frozen=True)
@@ -309,22 +328,24 @@ def report(model: nn.Module, masks: Masks) -> Report:
     )
 
 
+@torch.enable_grad()
 def on_path(model: nn.Module, masks: Masks) -> Masks:
     """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
 
     One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
     BatchNorm, ReLU and dropout the identity, pooling a sum (any input passes); after each layer the signal, and on
     the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive exactly if
-    some position sees a signal before it and a way to the logits behind it.
+    some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that does not
+    say by `input_shape` what it takes.
     """
-    network = copy.deepcopy(model).float().eval()
+    network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
     _replace(network)
     chosen = weights(network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, name in chosen))
     device = next(network.parameters()).device
-    paths = network(torch.ones(1, *model.input_shape, device=device)).sum()
+    paths = network(torch.ones(1, *input_shape(model), device=device)).sum()
     gradients = torch.autograd.grad(paths, [chosen[name] for name in masks])
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
 

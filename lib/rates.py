@@ -184,24 +184,24 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
     """`@run` on MNIST, a panel per rate: the thesis's top four as they look everywhere, all other methods faint."""
     rates = _asked(rates)
     dataset = dataset_for(pairs_of(frame), "cnn")
-    figure, axes = figures._panels(len(rates))
+    figure, axes = figures.panels(len(rates))
     parts, counted, column = [], [], f"top1{ACCOUNTING['run']}"
     for rate, axis in zip(rates, axes, strict=True):
         rows = tables.select(_paired(frame, rate, rates), dataset, "cnn")
-        names = figures._names(rows, "run")
-        counted.append(tables.coverage(rows, names, figures._ratios(rows), column))
+        names = figures.names_of(rows, "run")
+        counted.append(tables.coverage(rows, names, figures.ratios_of(rows), column))
         drawn = rows[rows["method"].isin(names) | (rows["base"] == "Dense")]
-        parts.append(figures._lines(axis, drawn, column).assign(learning_rate=rate))
+        parts.append(figures.draw_lines(axis, drawn, column).assign(learning_rate=rate))
         for line in axis.get_lines():
             if line.get_label() not in claims.TOP_FOUR:
                 line.set_alpha(0.3)
-        figures._levels(axis, tables.factor_of(rows, "run") * constant_answer(dataset),
+        figures.draw_levels(axis, tables.factor_of(rows, "run") * constant_answer(dataset),
                         rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"learning rate {rate:g}\n({_agreeing(rows)})")
     axes[0].set_ylabel("top-1 accuracy (%)")
     axes[0].set_ylim(0, 105)
     figure.data = pd.concat(parts, ignore_index=True)
-    figures._finish(figure, axes, rows, dataset, "cnn", "@run, the thesis's top four against the rest", counted)
+    figures.finish(figure, axes, rows, dataset, "cnn", "@run, the thesis's top four against the rest", counted)
     return figure
 
 

@@ -5,10 +5,11 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, audit, claims, profile, rates, significance, tables, training
+from lib import atlas, claims, profile, rates, significance, tables, training
 from lib.data import constant_answer
 from lib.profile import ROOT
 from lib.store import Store
+from lib.study import Answer
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
@@ -96,7 +97,7 @@ def _collapse() -> list[str]:
     """What the masks say of the entries at chance level, and how far the methods prune before collapse."""
     folder = ROOT / "outputs" / "masks"
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
-    critical = atlas.answers(Store(folder / "audit.jsonl", audit.Answer).records.values(), "critical")
+    critical = atlas.answers(Store(folder / "audit.jsonl", Answer).records.values(), "critical")
     meaning = ("ρ is n, the prunable weights, over those that are kept; ρ_cr the largest up to which a path from input to "
                "output is left (published methods, first seed). A chain of L layers allows at most ρ_max = n/L, one weight "
                "a layer. On the logarithmic scale below 1.00 is ρ_max, 0 the unpruned network.")

@@ -20,6 +20,7 @@ from lib import UserError, audit, data, experiment, profile, pruning, sweep, tra
 from lib.experiment import Cell
 from lib.profile import AUDIT, DRAWN, NOTEBOOKS, ROOT, Profile
 from lib.store import Store
+from lib.study import Study
 
 # Workers import this module too: execution, manifest, pages and tables, slow to import, are imported only where they serve.
 
@@ -275,7 +276,7 @@ def compute(missing: list, store: Store, options: argparse.Namespace, work: Call
                      device=options.device, stack=options.stack, precision=options.precision)
 
 
-def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[audit.Study]:
+def asked_studies(chosen: Profile, options: argparse.Namespace) -> list[Study]:
     """The profile's studies, as far as the options ask for them: those of one compression do not exist."""
     methods = profile.select(options.methods) if options.methods else None
     return [] if options.ratios else [

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 
 from lib import pruning, trainer
 from lib.data import Data
-from lib.scorers.common import check_batchnorm
 from lib.trainer import MOMENTUM, TEST_BATCH, History
 
 
@@ -50,8 +49,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rate: float,
            generator: torch.Generator, batch_size: int, precision: str) -> list[History]:
-    if epochs:
-        check_batchnorm(models[0].train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
+    trainer.check(models[0], data, epochs, batch_size, precision)
     for model, its in zip(models, masks):
         pruning.check(model, its)
     parameters, buffers = stack_module_state(models)
@@ -68,17 +66,10 @@ def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epoc
             tested = _evaluate(models[0], parameters, buffers, data)
             for copy, history in enumerate(histories):
                 if history.diverged is None:
-                    _record(history, epoch, None if losses is None else float(losses[copy]), tested[copy])
+                    history.add(epoch, None if losses is None else float(losses[copy]), tested[copy])
     for copy, model in enumerate(models):
         model.load_state_dict({name: value[copy] for name, value in (parameters | buffers).items()})
     return histories
-
-
-def _record(history: History, epoch: int, loss: float | None, tested: dict) -> None:
-    finite = loss is None or math.isfinite(loss)
-    history.append({"epoch": epoch, "train_loss": loss if finite else None} | tested)
-    if not finite or tested["test_loss"] is None:
-        history.diverged = epoch
 
 
 def _forward(model: nn.Module, parameters: dict, buffers: dict, images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from lib import UserError
 from lib.experiment import VERSION, Cell, Record
 from lib.methods import UnknownMethod
+from lib.study import Answer
 
 OLDER = object()    # stands for a record of an older version
 FOREIGN = object()  # stands for a record of a method that is not in the table: another checkout's, or one since removed
@@ -111,15 +112,6 @@ class Store:
                     _keep(self.records, record)
 
 
-def read(paths: Iterable[str | Path]) -> dict[str, Record]:
-    """The records of several stores by key, in order of first appearance."""
-    merged: dict[str, Record] = {}
-    for path in paths:
-        for record in Store(path).records.values():
-            _keep(merged, record)
-    return merged
-
-
 def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     """Writes the records of `inputs`, or the answers, to `out`, all at once, and returns how many `out` now has.
 
@@ -150,10 +142,7 @@ def _kind(paths: list[Path]) -> type:
             answers |= {b'"study":' in first for first in islice(file, 1) if first.endswith(b"\n")}
     if len(answers) > 1:
         raise UserError("Records (results.jsonl) and answers (audit.jsonl) do not go into one store: merge them apart.")
-    if True not in answers:
-        return Record
-    from lib.audit import Answer  # here, because lib.audit imports this module
-    return Answer
+    return Answer if True in answers else Record
 
 
 def _scan(path: Path, kind: type) -> Iterator[tuple[Record | object, bytes]]:

@@ -29,6 +29,13 @@ class History(list):
 
     diverged: int | None = None
 
+    def add(self, epoch: int, loss: float | None, tested: dict) -> None:
+        """An epoch's entry, of its training loss (None at epoch 0) and of what `evaluate` says."""
+        finite = loss is None or math.isfinite(loss)
+        self.append({"epoch": epoch, "train_loss": loss if finite else None} | tested)
+        if not finite or tested["test_loss"] is None:
+            self.diverged = epoch
+
 
 def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, learning_rate: float,
           generator: torch.Generator, batch_size: int = 128, said: Callable[[dict], None] | None = None,
@@ -39,11 +46,11 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
     precision: one of `PRECISIONS`.
     checkpoint: a file to which the training goes now and then, and from which, where it exists, it goes on, bit for bit
-    as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, and
-    for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
+    as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, an
+    unknown precision, and a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the
+    others.
     """
-    if epochs:
-        check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
+    check(model, data, epochs, batch_size, precision)
     model.to(memory_format=getattr(model, "layout", torch.preserve_format))
     pruning.apply(model, masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
@@ -53,12 +60,10 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
         for epoch in range(len(history), epochs + 1):
             loss = _epoch(model, optimizer, data, batch_size, generator, precision) if epoch else None
-            finite = loss is None or math.isfinite(loss)
-            history.append({"epoch": epoch, "train_loss": loss if finite else None} | evaluate(model, data))
+            history.add(epoch, loss, evaluate(model, data))
             if said:
                 said(history[-1])
-            if not finite or history[-1]["test_loss"] is None:
-                history.diverged = epoch
+            if history.diverged is not None:
                 break
             if checkpoint and epoch and time.monotonic() - saved >= SAVE_EVERY:
                 _save(checkpoint, state, history)
@@ -66,6 +71,14 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return history
+
+
+def check(model: nn.Module, data: Data, epochs: int, batch_size: int, precision: str) -> None:
+    """Raises `UserError` for an unknown precision, and where an epoch has a batch that BatchNorm cannot take."""
+    if precision not in PRECISIONS:
+        raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    if epochs:
+        check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
 
 
 def _save(checkpoint: Path, state: dict, history: History) -> None:

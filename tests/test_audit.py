@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from lib import UserError, atlas, audit, collapse, experiment, methods, pruning, sweep
 from lib.profile import Profile
 from lib.store import Store
+from lib.study import Answer, Study
 from tests import nets
 
 GRID = Profile(profile="tiny", pairs={"digits/cnn": 0, "shapes10/resnet20": 0}, compressions=[1, 4], further_compressions=[],
@@ -19,7 +21,7 @@ GRID = Profile(profile="tiny", pairs={"digits/cnn": 0, "shapes10/resnet20": 0}, 
 
 def study(question, method="", **changed):
     fields = dict(dataset="digits", model="cnn", seed=42, width=0.125, train_images=256, score_images=32) | changed
-    return audit.Study(question, method=method, **fields)
+    return Study(question, method=method, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +51,11 @@ def test_a_pair_that_is_not_in_the_profile_is_refused():
 
 
 def test_answers_come_back_from_their_store_and_are_not_computed_again(answered, tmp_path):
-    store = Store(tmp_path / "audit.jsonl", audit.Answer)
+    store = Store(tmp_path / "audit.jsonl", Answer)
     with store.writing():
         for answer in answered:
             store.add(answer)
-    again = Store(tmp_path / "audit.jsonl", audit.Answer)
+    again = Store(tmp_path / "audit.jsonl", Answer)
     assert list(again.records.values()) == answered
     assert sweep.missing(audit.studies(GRID), again) == []
 
@@ -213,18 +215,22 @@ def test_the_atlas_tells_fates_by_the_seeds(answered):
 
 def test_every_entry_at_chance_level_gets_its_explanation():
     frame = atlas.masks(records()).iloc[:0]
-    table = atlas.chance_table(_severed())
-    assert len(table.body) == 24
-    severed = table.body[(table.body["method"] == "GlobalMag") & (table.body["network"] == "VGG-16 on CIFAR-10")]
-    assert set(severed["explained by"]) == {"nothing passes"}
-    assert (table.body["explained by"] == "–").sum() == 24 - len(severed)
+    for collapsed, empty, reason in [([True, True], [5, 5], "nothing passes"),
+                                     ([False, False], [5, 1], "an empty layer is bypassed"),
+                                     ([False, False], [0, 0], "neither"), ([True, False], [5, 0], "it depends on the seed")]:
+        table = atlas.chance_table(_made(collapsed, empty))
+        assert len(table.body) == 24
+        ours = table.body[(table.body["method"] == "GlobalMag") & (table.body["network"] == "VGG-16 on CIFAR-10")]
+        assert len(ours) and set(ours["explained by"]) == {reason}
+        assert (table.body["explained by"] == "–").sum() == 24 - len(ours)
     assert "Nothing in the store yet" in atlas.chance_table(frame).caption
 
 
-def _severed():
-    import pandas as pd
+def _made(collapsed, empty):
+    """The masks of GlobalMag@run on VGG-16 at both ratios, a seed for each entry."""
     return pd.DataFrame([{"dataset": "cifar10", "model": "vgg16", "method": "GlobalMag@run", "ratio": ratio,
-                          "collapsed": True, "empty": 5, "seed": 42} for ratio in (32.0, 64.0)])
+                          "collapsed": closed, "empty": layers, "seed": 42 + index}
+                         for ratio in (32.0, 64.0) for index, (closed, layers) in enumerate(zip(collapsed, empty))])
 
 
 def test_maximal_critical_compression_is_told_in_logarithms(answered):

@@ -302,6 +302,18 @@ def test_dropout_is_on_in_the_released_reading_alone():
         assert same(masks(model, method, seed=3), masks(model, method, seed=4)) != on
 
 
+def test_dropout_of_whole_channels_is_off_too():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Dropout2d(0.5), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+                          nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    model.input_shape = (1, 4, 4)
+    for method, on in [("GlobalGrad", False), ("GlobalGrad@run", True)]:
+        drawn = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            drawn.append(masks(model, method, 1.2, seed=seed))
+        assert same(*drawn) != on
+
+
 def test_batchnorm_takes_the_batchs_statistics_or_its_own():
     model = copy.deepcopy(narrow("vgg16"))
     other = copy.deepcopy(model)
@@ -653,13 +665,49 @@ def test_masks_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("method", ["GlobalGrad", "GraSP", "SNIP@run", "GlobalAct", "OBD", "OBD@run"])
-def test_an_unfit_scoring_batch_is_refused(method):
-    model = narrow("cnn")
+@pytest.mark.parametrize("name", ["cnn", "vgg16"])
+def test_an_unfit_scoring_batch_is_refused(method, name):
+    model = narrow(name)
     images, targets = batch(model)
     for inputs, labels in [(None, None), (images[:0], targets[:0]), (images, targets[1:]), (images, targets + 3),
-                           (images[..., 1:], targets)]:
+                           (images, targets.float()), (images, targets[:, None]), (images[..., 1:], targets)]:
         with pytest.raises(UserError):
             pruning.masks(model, method, inputs, labels, 4)
+
+
+@pytest.mark.parametrize("values", [0.5, 1, torch.nan])
+def test_masks_that_are_not_bool_are_refused(values):
+    model = copy.deepcopy(narrow("cnn"))
+    numbers = {name: torch.full_like(weight, values) for name, weight in pruning.prunable(model).items()}
+    before = state(model)
+    for act in (pruning.apply, pruning.report):
+        with pytest.raises(UserError, match="conv1.weight is torch.float32, it should be bool"):
+            act(model, numbers)
+    assert same(state(model), before)
+
+
+def test_a_network_without_layers_is_refused():
+    for act in (pruning.prunable, lambda model: pruning.masks(model, "GlobalMag", None, None, 2)):
+        with pytest.raises(UserError, match="no Conv2d and no Linear"):
+            act(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()))
+
+
+def test_a_network_that_does_not_say_what_it_takes_is_refused_where_that_is_asked():
+    model = chain()
+    found = masks(model, "GlobalMag", 1.5)
+    del model.input_shape
+    for act in (lambda: pruning.report(model, found), lambda: pruning.masks(model, "SynFlow", None, None, 1.5)):
+        with pytest.raises(UserError, match="Sequential.input_shape"):
+            act()
+
+
+def test_frozen_weights_and_no_grad_around_do_not_matter():
+    model, frozen = narrow("cnn"), copy.deepcopy(narrow("cnn")).requires_grad_(False)
+    for method in ("GraSP", "OBD@run", "SynFlow", "GlobalAct"):
+        found = masks(model, method)
+        with torch.no_grad():
+            assert same(masks(frozen, method), found)
+            assert pruning.report(frozen, found) == pruning.report(model, found)
 
 
 def test_a_method_may_be_a_row_of_ones_own():
@@ -668,3 +716,12 @@ def test_a_method_may_be_a_row_of_ones_own():
     assert same(masks(model, row), masks(model, "LayerMag"))
     with pytest.raises(UserError, match="Unknown method"):
         masks(model, "Mine")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"score": "magnitud"}, {"scope": "Layer"}, {"init": "xavier"}, {"mode": "evaluate"}, {"selection": "quantil"},
+    {"rounds": 0}, {"rounds": 3, "scope": "layer"}, {"rounds": 3, "selection": "quantile"},
+    {"rounds": 3, "score": "gradient"}])
+def test_a_row_that_means_nothing_is_refused(wrong):
+    with pytest.raises(UserError, match=f"Mine.*{next(iter(wrong.values()))}"):
+        methods.Method(**{"name": "Mine", "score": "magnitude"} | wrong)

@@ -202,11 +202,44 @@ def test_the_curvature_is_computed_once_for_both_readings_and_anew_for_anything_
     assert computed(net.float(), images.float(), labels) == 1
 
 
+class Skipping(nn.Sequential):
+    """A network whose `forward` asks for a flag."""
+
+    skips = False
+
+    def forward(self, images):
+        hidden = self[1](self[0](images))
+        return self[2](hidden + images if self.skips else hidden)
+
+
+class Adding(Skipping):
+    def forward(self, images):
+        return self[2](self[1](self[0](images)) + images)
+
+
+def test_the_curvature_of_another_network_with_the_same_weights_is_its_own():
+    layers, images, labels = (nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(5, 4), torch.arange(5) % 3
+    plain, skipping = Skipping(*layers), Skipping(*layers)
+    skipping.skips, Adding.__name__ = True, Skipping.__name__   # two classes may share their name
+    found = [SCORERS["obd"](net, images, labels)["0.weight"] for net in (plain, skipping, plain, Adding(*layers))]
+    assert torch.equal(found[1], found[3]) and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("score", ["obd", "obd_run", "synflow"])
 def test_eval_mode_is_the_scorers_own_affair(score):
     net = make("batchnorm")
     evaluating, training = scored(score, net), scored(score, net.train())
     assert all(torch.equal(evaluating[key], training[key]) for key in evaluating)
+
+
+@pytest.mark.parametrize("score", sorted(set(SCORERS) - {"random"}))
+def test_a_relu_that_works_in_place_changes_no_score(score):
+    net, in_place = make("chain"), make("chain")
+    for module in in_place.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    one, other = scored(score, net), scored(score, in_place)
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_obds_columns_are_a_root_of_the_logits_hessian():

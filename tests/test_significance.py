@@ -49,6 +49,10 @@ def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_joined():
     assert "of 6 differences between methods 5 are larger" in text
 
 
+def test_no_bar_lies_within_another():
+    assert compare({"SNIP": [90, 91, 92], "LAMP": [91, 90, 91.5], "OBD": [90.5, 91.5, 90]}).joined() == [(0, 2)]
+
+
 def test_methods_that_no_bar_joins_differ():
     found = compare({"SNIP": [90, 91, 92], "LAMP": [70, 95, 89], "OBD": [84, 84.1, 84],
                      "Random": [83, 60, 85], "GraSP": [50, 51, 50]})

@@ -13,7 +13,7 @@ from tests.test_trainer import noise, seeded
 METHODS = ("GlobalMag", "Random", "LayerMag")
 
 
-def networks(name="chain", count=3, dtype=torch.float64):
+def networks(name, count=3, dtype=torch.float64):
     made = []
     for seed in range(count):
         model = models.build(name, 3, 0.1)
@@ -110,6 +110,12 @@ def test_masks_that_do_not_fit_are_refused():
     made = networks("cnn", 1)
     with pytest.raises(UserError, match="do not fit"):
         stack.train(made, [{}], noise((1, 28, 28), False), generator=seeded(5), **RECIPE)
+
+
+def test_an_unknown_precision_is_refused():
+    made = networks("cnn", 1)
+    with pytest.raises(UserError, match="Unknown precision 'fp8'"):
+        stack.train(made, sparse(made), noise((1, 28, 28), False), generator=seeded(5), precision="fp8", **RECIPE)
 
 
 def test_cells_together_give_the_records_of_cells_alone(monkeypatch):

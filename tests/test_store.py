@@ -14,9 +14,9 @@ import warnings
 import pytest
 
 from lib import UserError, store
-from lib.audit import Answer, Study
 from lib.experiment import VERSION, Cell, Record
 from lib.store import Store
+from lib.study import Answer, Study
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX limits")
 
@@ -315,12 +315,6 @@ def test_a_folder_where_the_file_should_be_is_an_error(path):
     path.mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         Store(path)
-
-
-def test_read_merges_by_key_in_order_of_appearance(tmp_path):
-    one = filled(tmp_path / "one", record(1, "bf16"), record(0))
-    two = filled(tmp_path / "two", record(2), record(1), record(0, top1=9))
-    assert list(store.read([one, two, tmp_path / "missing"]).values()) == [record(1), record(0), record(2)]
 
 
 def test_merge_writes_the_union_and_keeps_what_was_there(tmp_path, path):

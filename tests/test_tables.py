@@ -304,6 +304,58 @@ def test_half_is_not_rarely():
     assert verdict(cifar(top1), "rarely beat random") == "disagrees"
 
 
+@pytest.mark.parametrize("best, answer", [("SNIP", "agrees"), ("LAMP", "disagrees"), ("GraSP", "agrees")])
+def test_the_most_consistent_has_the_best_mean_rank_grasp_apart(best, answer):
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"SNIP": 50} | {best: 60}
+    assert verdict(cifar(top1), "SNIP is the most consistent") == answer
+
+
+@pytest.mark.parametrize("from_ratio, answer", [(4, "agrees"), (8, "agrees"), (16, "disagrees"), (128, "disagrees")])
+def test_almost_at_once_is_by_r_8(from_ratio, answer):
+    frame = tables.frame(record(cell("GraSP@run", ratio, "cifar100", "vgg16"), [100 if ratio >= from_ratio else 3000] * 3)
+                         for ratio in (2, 4, 8, 16, 64))
+    assert verdict(frame, "GraSP collapses almost at once") == answer
+
+
+def by_ratio(model, dataset, top1):
+    """`@run` cells of one network, by method and ratio."""
+    return tables.frame(record(cell(f"{base}@run", ratio, dataset, model), [round(100 * value)] * 3)
+                        for base, values in top1.items() for ratio, value in values.items())
+
+
+@pytest.mark.parametrize("grasp, snip, answer", [(60, 62, "agrees"), (60, 70, "disagrees"), (9, 10, "disagrees")])
+def test_as_good_as_snip_is_within_five_points_and_above_chance(grasp, snip, answer):
+    frame = by_ratio("vgg16", "cifar10", {"GraSP": {32: 70, 64: grasp}, "SNIP": {32: snip, 64: 50}})
+    assert verdict(frame, "GraSP is about as good as SNIP") == answer
+
+
+@pytest.mark.parametrize("grasp, answer", [(30, "agrees"), (50, "disagrees")])
+def test_grasp_is_compared_with_snip_at_half_the_ratio(grasp, answer):
+    top1 = {"GraSP": dict.fromkeys((2, 4, 8), grasp), "SNIP": {2: 45, 4: 40, 8: 20}}
+    frame = pd.concat([by_ratio("resnet56", dataset, top1) for dataset in ("cifar10", "cifar100")])
+    assert verdict(frame, "loses to SNIP at half the compression") == answer
+
+
+@pytest.mark.parametrize("best, answer", [("SNIP", "agrees"), ("GraSP", "agrees"), ("LAMP", "disagrees")])
+def test_snip_is_first_on_resnet_grasp_and_synflow_apart(best, answer):
+    top1 = dict.fromkeys(tables.THESIS, 20) | {"SNIP": 50} | {best: 60}
+    assert verdict(cifar(top1), "SNIP is best where compression errors are small") == answer
+
+
+@pytest.mark.parametrize("lamp, answer", [(40, "agrees"), (10, "disagrees")])
+def test_lamp_keeps_more_of_its_accuracy_than_most(lamp, answer):
+    top1 = {base: {32: 60, 64: 20} for base in tables.THESIS} | {"LAMP": {32: 60, 64: lamp}}
+    frame = pd.concat([by_ratio("vgg16", dataset, top1) for dataset in ("cifar10", "cifar100")])
+    assert verdict(frame, "LAMP is more consistent") == answer
+
+
+@pytest.mark.parametrize("collapsed, answer", [
+    (["GlobalMag"], "agrees"), (["GlobalMag", "LayerMag"], "disagrees"), ([], "disagrees")])
+def test_global_methods_collapse_and_no_layer_wise_one(collapsed, answer):
+    top1 = dict.fromkeys(tables.THESIS, 40) | dict.fromkeys(collapsed, 1)
+    assert verdict(cifar(top1), "layer-wise ones survive") == answer
+
+
 def test_who_collapses_on_resnet():
     top1 = dict.fromkeys(tables.THESIS, 20) | {"GlobalAct": 1, "Random": 1}
     assert verdict(cifar(top1), "only GlobalAct and Random") == "agrees"

@@ -277,6 +277,14 @@ def test_masks_that_do_not_fit_are_refused_before_anything_moves():
     assert torch.equal(values(net), before)
 
 
+def test_an_unknown_precision_is_refused_before_anything_moves():
+    net = network()
+    before = values(net)
+    with pytest.raises(UserError, match="'fp8': choose one of float32, bf16"):
+        train(net, precision="fp8")
+    assert torch.equal(values(net), before)
+
+
 # --- interruptions
 
 class Stopped(Exception):

@@ -25,3 +25,8 @@ SCORERS = {
     "synflow": synflow.synflow,
     "synflow_run": synflow.synflow_run,
 }
+
+
+def needs_data(name: str) -> bool:
+    """Whether the score of that name looks at the scoring batch: what does not say that it does not, does."""
+    return getattr(SCORERS[name], "data", True)

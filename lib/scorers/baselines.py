@@ -3,7 +3,8 @@
 Every scorer here and beside takes (model, inputs, targets): inputs float (batch, ...), targets int64 (batch,); it
 returns parameter name -> score, in the weight's shape and dtype, for every Conv2d and Linear; HIGHER = KEEP. It scores
 in the mode that the model is in, leaves the model as it was, and raises `UserError` for an unfit batch or a score
-that is not finite.
+that is not finite. Where one differs in mode, dtype or what it raises, it says so. Files of the released code are below
+`shrinkbench/` of GitHub noajam/sota-prune, commit 067e5fc.
 """
 
 import torch

@@ -26,7 +26,8 @@ def weight_name(layer: str) -> str:
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Module name -> layer, for every Conv2d and Linear, in definition order.
 
-    Raises `UserError` for another layer that has weights of more than one axis: it would silently stay as it is.
+    Raises `UserError` where there is none, and for another layer that has weights of more than one axis: it would
+    silently stay as it is.
     """
     found = {}
     for name, layer in model.named_modules():
@@ -35,6 +36,8 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
             raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: "
                             "only those of Conv2d and Linear are known. Build the network of these.")
+    if not found:
+        raise UserError("The network has no Conv2d and no Linear: there is nothing that could be scored or pruned.")
     return found
 
 
@@ -54,13 +57,21 @@ def call(model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor], transf
 
 
 def leaves(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, detached and asking for a gradient: differentiation never meets the model's own."""
+    """Parameter name -> every parameter, detached and asking for a gradient: differentiation never meets the model's own."""
     return {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
 
 
 def product(model: nn.Module, factors: dict[str, Tensor]) -> Scores:
     """weight x factor for every scored weight."""
     return {name: weight.detach() * factors[name] for name, weight in weights(model).items()}
+
+
+def input_shape(model: nn.Module) -> tuple[int, ...]:
+    """The shape of one image that the model takes, without the batch. Raises `UserError` where the model does not say."""
+    if not hasattr(model, "input_shape"):
+        raise UserError(f"The network does not say what it takes: set {type(model).__name__}.input_shape to the shape of "
+                        "one image, such as (3, 32, 32).")
+    return tuple(model.input_shape)
 
 
 def along(axis: int, factor: Tensor, dims: int) -> Tensor:
@@ -103,7 +114,8 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 check_batchnorm(model, len(inputs))
             if inputs is not None:
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
-            scores = function(model, inputs, targets, **options)
+            with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
+                scores = function(model, inputs, targets, **options)
             if data:
                 _hand_back_memory()
             for name in scores if finite else ():
@@ -129,11 +141,14 @@ def _hand_back_memory() -> None:
 
 
 def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> None:
-    """Raises `UserError` unless inputs (batch, ...) and integer targets (batch,) fit each other and the model."""
+    """Raises `UserError` unless inputs (batch, ...) and integer targets (batch,) fit each other and the model: its
+    `input_shape`, where it has one, and the outputs of its last Linear, where it has one."""
     if inputs is None or targets is None or len(inputs) == 0:
         raise UserError("The scoring batch is empty: pass at least one image and its label.")
     if len(inputs) != len(targets):
         raise UserError(f"The scoring batch has {len(inputs)} images but {len(targets)} labels.")
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise UserError(f"The labels must be integers, one for each image, not {targets.dtype} {tuple(targets.shape)}.")
     shape = getattr(model, "input_shape", None)
     if shape is not None and tuple(inputs.shape[1:]) != tuple(shape):
         raise UserError(f"The images have shape {tuple(inputs.shape[1:])}, but the network takes {tuple(shape)}.")

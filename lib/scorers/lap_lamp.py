@@ -22,7 +22,8 @@ def lap(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 @scorer(data=False)
 def lap_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """`lap` with the *prunable* layers as neighbours, as the released code ran it (pruning/vision.py:15-21): the
-    classifier is nobody's neighbour and keeps its plain magnitude."""
+    classifier is nobody's neighbour and keeps its plain magnitude. (It takes the square, which ranks alike:
+    strategies/lap.py.)"""
     scored = dict(weights(model))
     last = classifier(model)
     rest = {last: scored.pop(last).detach().abs()} if last else {}

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.functional import unfold
 
 from lib import UserError
@@ -22,23 +23,26 @@ SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mi
 
 @scorer()
 def obd(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """h w^2 / 2 with h the diagonal of the Hessian (thesis, eq. 3.1; Le Cun et al. 1990). Eval mode, float64."""
+    """h w^2 / 2, h the diagonal of the Hessian (thesis, eq. 3.1; Le Cun et al. 1990). Eval mode; products in the model's
+    dtype, sums and scores float64. Raises `UserError` as `diagonal` does."""
     return _saliency(model, inputs, lambda weight, h: h * weight.square() / 2)
 
 
 @scorer()
 def obd_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """w h^2 / 2, as the released code ran it: the square falls on h, so the score is signed by w."""
+    """w h^2 / 2, as the released code ran it (strategies/obd.py, `compute_saliency`): the square falls on h, so the score
+    is signed by w. h is taken over each image once, as for `obd`; the released code sums it over 1000 random batches of 60,
+    of which that is the expectation but for a factor."""
     return _saliency(model, inputs, lambda weight, h: weight * h.square() / 2)
 
 
 # The last curvature, by what it was computed from: `obd` and `obd_run` differ only in what they make of it, and it takes
 # minutes where they take milliseconds.
-_last: dict[str, Scores] = {}
+_last: dict[tuple, Scores] = {}
 
 
-def _saliency(model: nn.Module, inputs: Tensor, formula) -> Scores:
-    key = _digest(model, inputs)
+def _saliency(model: nn.Module, inputs: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Scores:
+    key = _digest(model, inputs), *map(type, model.modules())   # the classes, whose `forward` no digest sees
     if key not in _last:
         computed = diagonal(model, inputs)
         _last.clear()
@@ -48,8 +52,10 @@ def _saliency(model: nn.Module, inputs: Tensor, formula) -> Scores:
 
 
 def _digest(model: nn.Module, inputs: Tensor) -> str:
-    """Tells networks and inputs apart, to the bit."""
-    digest = hashlib.sha256(f"{model} {inputs.dtype} {inputs.device}".encode())
+    """Tells inputs apart, and networks of the same classes, to the bit: by their values and by their settings, such as a
+    flag that `forward` asks for."""
+    settings = [{name: value for name, value in vars(module).items() if name[0] != "_"} for module in model.modules()]
+    digest = hashlib.sha256(f"{model} {settings} {inputs.dtype} {inputs.device}".encode())
     for name, tensor in [*model.state_dict().items(), ("inputs", inputs)]:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -57,7 +63,8 @@ def _digest(model: nn.Module, inputs: Tensor) -> str:
 
 
 def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
-    """h_kk, the exact Hessian diagonal of the mean cross-entropy over `inputs` (images, ...), float64, eval mode.
+    """h_kk, the exact Hessian diagonal of the mean cross-entropy over `inputs` (images, ...), in the model's dtype, in eval
+    mode: parameter name -> float64, in the weight's shape.
 
     A network of ReLUs and max-pooling is piecewise linear in each single weight, so the Hessian's diagonal equals the
     generalised Gauss-Newton's: h = sum_c p_c (df_c/dw)^2 - (sum_c p_c df_c/dw)^2 per image, f the logits, p their
@@ -101,13 +108,14 @@ def _check(model: nn.Module) -> int:
 
 def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     """sum over images and columns s of (d<s, f>/dw)^2, for every scored weight."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, tuple[Tensor, GradientEdge]] = {}
 
     def record(name):
         def hook(layer, inputs, output):
             if name in seen or (isinstance(layer, nn.Linear) and output.dim() != 2):
                 raise UserError(f"OBD does not apply to {name}: it is called more than once or on more than two axes.")
-            seen[name] = inputs[0].detach(), output
+            # The edge, not the tensor: a ReLU that works in place makes of the layer's output its own.
+            seen[name] = inputs[0].detach(), get_gradient_edge(output)
 
         return hook
 
@@ -118,9 +126,9 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     finally:
         for handle in handles:
             handle.remove()
-    outputs, modules = [output for _, output in seen.values()], layers(model)
+    edges, modules = [edge for _, edge in seen.values()], layers(model)
     # Column by column: one batched backward pass (`is_grads_batched`) would loop over the columns too, and copy.
-    signals = zip(*(torch.autograd.grad(logits, outputs, column, retain_graph=True)
+    signals = zip(*(torch.autograd.grad(logits, edges, column, retain_graph=True)
                     for column in _columns(logits.detach().softmax(1))))
     return {
         weight_name(name): _sum_of_squares(modules[name], inputs, torch.stack(signal, dim=1))

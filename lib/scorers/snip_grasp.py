@@ -19,8 +19,9 @@ def snip(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 
 @scorer()
 def snip_written(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """|g|, as the thesis writes SNIP (eq. 3.5) and its released code ran it: the derivative with respect to the
-    weight, not to the connection. (The text divides by the sum over all weights, which moves no rank.)"""
+    """|g|, as the thesis writes SNIP (eq. 3.5) and its released code ran it (strategies/snip.py, `model_masks`): the
+    derivative with respect to the weight, not to the connection. (Both divide by the sum over all weights, which moves no
+    rank.)"""
     return {name: score.abs() for name, score in loss_gradient(model, inputs, targets).items()}
 
 
@@ -47,9 +48,11 @@ def grasp_written(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 
 @scorer()
 def grasp_run(model: nn.Module, inputs: Tensor, targets: Tensor, *, temperature: float = 200) -> Scores:
-    """-w * (H g) as the released code ran it: g over *all* parameters, from a first forward pass; H from a second.
+    """-w * (H g) as the released code ran it (strategies/grasp.py, `model_masks`): g over *all* parameters, from a first
+    forward pass; H from a second.
 
-    Where there is dropout the two passes draw two masks. Logits are divided by 200.
+    Where there is dropout the two passes draw two masks. Logits are divided by `temperature`, 200 as released. (It divides
+    by the sum over all weights too, which moves no rank.)
     """
     parameters = leaves(model)
     every = list(parameters.values())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lib.scorers.common import Scores, call, evaluating, scorer, weights
+from lib.scorers.common import Scores, call, evaluating, input_shape, scorer, weights
 
 
 @scorer(data=False)
@@ -19,7 +19,8 @@ def synflow(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> 
 
 @scorer(data=False, finite=False)
 def synflow_run(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> Scores:
-    """`synflow` in float32 and unchecked, as the released code ran it: on ResNet-56 it overflows into NaN."""
+    """`synflow` in float32 and unchecked, as the released code ran it (strategies/synflow.py, `model_masks`), once: on
+    ResNet-56 it overflows into NaN."""
     return _flow(model, inputs, torch.float32)
 
 
@@ -40,7 +41,7 @@ def flow(model: nn.Module, inputs: Tensor | None, dtype: torch.dtype) -> tuple[T
     parameters = {name: positive(parameter) for name, parameter in model.named_parameters()}
     for name in weights(model):
         parameters[name].requires_grad_()
-    shape = model.input_shape if inputs is None else inputs.shape[1:]
+    shape = input_shape(model) if inputs is None else inputs.shape[1:]
     ones = torch.ones(1, *shape, dtype=dtype, device=next(iter(parameters.values())).device)
     with evaluating(model):
         return call(model, ones, parameters, transform=positive).sum(), parameters
