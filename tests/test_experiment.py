@@ -15,6 +15,7 @@ import torch
 from lib import UserError, data, experiment, methods, models, pruning
 from lib.experiment import Cell, Record
 from lib.methods import METHODS
+from lib.study import Study
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell("digits", "cnn", "GlobalMag", 4, 1, 1, 0.01, width=0.2, train_images=256)
@@ -206,6 +207,13 @@ def test_generators_have_one_purpose_each():
     assert len(states) == 12
     same = replace(CELL, method="SNIP", compression=9, epochs=7, learning_rate=1, batch_size=5)
     assert torch.equal(experiment.generator(CELL, "x").get_state(), experiment.generator(same, "x").get_state())
+
+
+def test_keys_and_seeds_are_those_of_the_committed_stores():
+    """If one of these changes, every stored record is of another computation: experiment.VERSION must rise."""
+    cell = Cell("mnist", "cnn", "SNIP", 4, 42, 5, 1e-3)
+    assert cell.key == "bacf8bc9102c9ff1" and Study("critical", "mnist", "cnn", "SNIP", 42).key == "519c8a86930e57c1"
+    assert experiment.generator(cell, "weights").initial_seed() == 4689311280722664397
 
 
 # --- trained once, shown twice
