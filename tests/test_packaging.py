@@ -40,6 +40,12 @@ def test_every_package_of_lib_is_named():
     assert folders == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_binder_starts_with_one_worker():
+    told = subprocess.run([ROOT / "start", "sh", "-c", 'echo "$FORESIGHT_WORKERS $1"', "sh", "an argument"],
+                          capture_output=True, text=True, check=True).stdout
+    assert told == "1 an argument\n"
+
+
 @pytest.mark.parametrize("folder", ["lib", "tests"])
 def test_what_is_imported_is_required(folder):
     distributions = packages_distributions()
