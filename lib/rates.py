@@ -90,7 +90,7 @@ def verdict_on(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
         return f"{head} This profile has no second learning rate."
     answers = {rate: [claims.judge(claim, _paired(frame, rate, rates), "run") for claim in STATEMENTS] for rate in rates}
     decided = {rate: all(obtained != DASH for obtained, _ in found) for rate, found in answers.items()}
-    told = [_compatible(rate, found) if decided[rate] else f"{rate:g}: {NOT_RUN} ({_there(at_rate(frame, rate))})."
+    told = [_compatible(rate, found) if decided[rate] else f"{rate:g}: not decided yet ({_there(at_rate(frame, rate))})."
             for rate, found in answers.items()]
     told += [f"Whatever the rate, {base} cannot train at r = 64: its @run mask lets nothing pass "
              f"(seeds {', '.join(map(str, seeds))})."

@@ -18,7 +18,7 @@ def test_it_asks_what_the_thesis_says_of_mnist():
 
 def test_what_has_not_run_is_said():
     table = rates.statements(mnist.frame(mnist.records([42], [1e-3])), RATES)
-    assert "0.0001: not run yet (0 of 86 cells). So the two cannot be compared yet." in table.caption
+    assert "0.0001: not decided yet (0 of 86 cells). So the two cannot be compared yet." in table.caption
     assert table.body["at 0.0001"].str.startswith("not run yet").all()
     assert not table.body["at 0.001"].str.contains("not run").any()
     figure = rates.diagram(mnist.frame(mnist.records([42], [1e-3])), RATES)
