@@ -29,8 +29,8 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
     """
     if name not in NAMES:
         raise UserError(f"Unknown model {name!r}: choose one of {', '.join(NAMES)}.")
-    if num_classes < 2 or not width > 0:
-        raise UserError(f"A model needs at least 2 classes and a positive width, not {num_classes} and {width}.")
+    if num_classes < 2 or not 0 < width < math.inf:
+        raise UserError(f"A model needs at least 2 classes and a positive, finite width, not {num_classes} and {width}.")
     if name == "cnn":
         return CNN(num_classes, width)
     if name == "vgg16":

@@ -50,6 +50,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rate: float,
            generator: torch.Generator, batch_size: int, precision: str) -> list[History]:
+    trainer.check_recipe(epochs, learning_rate, batch_size, precision)
     if epochs:
         check_batchnorm(models[0].train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
     for model, its in zip(models, masks):

@@ -40,8 +40,10 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     precision: one of `PRECISIONS`.
     checkpoint: a file to which the training goes now and then, and from which, where it exists, it goes on, bit for bit
     as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, and
-    for a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the others.
+    for a batch that BatchNorm cannot take or a recipe that is none. The last, smaller batch of an epoch is trained on
+    like the others.
     """
+    check_recipe(epochs, learning_rate, batch_size, precision)
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
     model.to(memory_format=getattr(model, "layout", torch.preserve_format))
@@ -66,6 +68,15 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return history
+
+
+def check_recipe(epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:
+    """Raises `UserError` for a recipe by which nothing can be trained, or not what it says."""
+    if epochs < 0 or batch_size < 1 or not 0 <= learning_rate < math.inf:
+        raise UserError("Epochs may not be negative, a batch needs at least 1 image, and the learning rate must be a finite "
+                        f"number from 0 on, not {epochs} epochs, {batch_size} images, {learning_rate:g}.")
+    if precision not in PRECISIONS:
+        raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
 
 
 def _save(checkpoint: Path, state: dict, history: History) -> None:

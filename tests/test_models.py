@@ -101,7 +101,8 @@ def test_width_multiplies_the_channels():
     assert channels == [1, 1, 2, 2, 4, 4, 4, *[8] * 6, 8, 7]
 
 
-@pytest.mark.parametrize("arguments", [("lenet",), ("cnn", 1), ("cnn", 10, 0), ("cnn", 10, -1), ("cnn", 10, math.nan)])
+@pytest.mark.parametrize("arguments", [("lenet",), ("cnn", 1), ("cnn", 10, 0), ("cnn", 10, -1), ("cnn", 10, math.nan),
+                                       ("cnn", 10, math.inf)])
 def test_an_impossible_network_is_refused(arguments):
     with pytest.raises(UserError):
         models.build(*arguments)

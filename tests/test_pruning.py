@@ -113,7 +113,7 @@ def test_an_error_names_the_largest_compression_and_that_one_works(name, classes
     assert pruning.kept_count(model, float(largest)) >= len(pruning.prunable(model))
 
 
-@pytest.mark.parametrize("compression", [0.999, 0, -4, math.nan, math.inf, 1e9])
+@pytest.mark.parametrize("compression", [0.999, 0, -4, math.nan, math.inf, 1e9, "4", None])
 @pytest.mark.parametrize("method", ["GlobalMag", "GlobalMag@run", "Random@run", "SynFlow"])
 def test_an_impossible_compression_is_refused(compression, method):
     with pytest.raises(UserError, match="ompression"):
@@ -161,6 +161,9 @@ def test_the_highest_scores_stay():
 def test_dense_keeps_everything():
     model = narrow("cnn")
     assert all(flat(masks(model, method, 1)).all() for method in DENSE.values())
+    for method in DENSE.values():
+        with pytest.raises(UserError, match="is the unpruned network"):
+            masks(model, method, 4)
 
 
 # --- rounds
@@ -660,6 +663,19 @@ def test_an_unfit_scoring_batch_is_refused(method):
                            (images[..., 1:], targets)]:
         with pytest.raises(UserError):
             pruning.masks(model, method, inputs, labels, 4)
+
+
+def test_a_classifier_alone_has_nothing_to_prune():
+    with pytest.raises(UserError, match="nothing to prune"):
+        pruning.masks(nn.Sequential(nn.Linear(3, 3)), "GlobalMag", None, None, 1)
+
+
+def test_masks_that_are_no_masks_are_refused():
+    model = narrow("cnn")
+    shares = {name: mask.float() for name, mask in masks(model, "GlobalMag").items()}
+    for act in (pruning.apply, pruning.report):
+        with pytest.raises(UserError, match="torch.float32: it must be of torch.bool"):
+            act(model, shares)
 
 
 def test_a_method_may_be_a_row_of_ones_own():
