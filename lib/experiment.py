@@ -100,7 +100,7 @@ _NUMBERS = {"compression": float, "learning_rate": float, "width": float,
 def _number(name: str, value: object, kind: type) -> int | float:
     """The value as an int or a float; raises `UserError` for what is neither, and for what is cut to become one."""
     try:
-        if isinstance(value, str) or kind(value) != value:
+        if isinstance(value, (str, bool)) or kind(value) != value:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         what = "a whole number" if kind is int else "a number"
@@ -119,6 +119,11 @@ class Record:
     history: list[dict]
     test_images: int
     run: dict = field(default_factory=dict)
+
+    @property
+    def made_of(self) -> Cell:
+        """What has the record's key."""
+        return self.cell
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""

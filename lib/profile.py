@@ -1,6 +1,7 @@
 """Profiles: what a run covers. One YAML file of params/ each; its keys are the parameters of every notebook."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -33,22 +34,48 @@ PILOT = {("resnet56", "cifar10", "Dense", 1),
 
 
 Images = Annotated[int, Field(gt=0)] | None
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 class Profile(BaseModel, extra="forbid", frozen=True):
     """What a run covers: a grid of cells. Every field must be given; an unknown one is an error."""
 
-    profile: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")   # names the folder under outputs/
+    profile: str                                         # names the folder under outputs/
     pairs: dict[str, int] = Field(min_length=1)          # "dataset/model" -> epochs; 0: masks only
     compressions: list[float] = Field(min_length=1)      # r, each at least 1; 1 is the unpruned network
     further_compressions: list[float]                    # published readings also at these, where the network reaches them
     seeds: list[int] = Field(min_length=1)
-    learning_rate: float = Field(gt=0)
-    text_learning_rate: float | None = Field(gt=0)       # `@run` readings, first seed, also at this rate; null: not
-    width: float = Field(gt=0)                           # channel multiplier; 1 is the real network
+    learning_rate: Positive
+    text_learning_rate: Positive | None                  # `@run` readings, first seed, also at this rate; null: not
+    width: Positive                                      # channel multiplier; 1 is the real network
     train_images: int | None = Field(gt=0)               # the first so many training images; null: all
     obd_images: Images | dict[str, Images]               # images for OBD's curvature, or one number per data set; null: all
     audit: list[str]                                     # pairs whose masks 07_audit takes apart, at the first seed
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: object) -> object:
+        """YAML reads `yes`, `on` and `true` as a bool, and pydantic a bool as 1."""
+        for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else (value,):
+            if isinstance(each, bool):
+                raise UserError(f"{str(each).lower()} is neither a number nor a name")
+        return value
+
+    @field_validator("profile")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"{name!r} cannot name a folder: take letters, digits and, not in front, any of _ . -")
+        return name
+
+    @field_validator("obd_images")
+    @classmethod
+    def _of_sets(cls, images: Images | dict[str, Images]) -> Images | dict[str, Images]:
+        for dataset in images if isinstance(images, dict) else ():
+            if dataset not in data.NAMES:
+                raise UserError(f"{dataset!r} is not a data set: choose among {', '.join(data.NAMES)}")
+        return images
 
     @field_validator("pairs")
     @classmethod
@@ -174,8 +201,8 @@ def _largest_compression(model: str, classes: int, width: float) -> float:
 
 def _check_ratio(ratio: float) -> None:
     if not 1 <= ratio < float("inf"):
-        raise UserError(f"the compression {ratio:g} is not one: r is the network's size over the pruned network's, "
-                        "a number of at least 1")
+        raise UserError(f"The compression {ratio:g} is not one: r is the network's size over the pruned network's, "
+                        "a number of at least 1.")
 
 
 def select(names: list[str] | None = None) -> list[str]:
@@ -208,9 +235,12 @@ def load(name: str | Path) -> Profile:
     if not path.is_file():
         raise UserError(f"Unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give a YAML file.")
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        twice, fields = _twice(yaml.compose(text, yaml.SafeLoader)), yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if twice:
+        raise UserError(f"{path} gives {' and '.join(f'`{key}`' for key in twice)} more than once: keep one line of each.")
     if not isinstance(fields, dict):
         raise UserError(f"{path} must be a list of `key: value` lines with the keys {', '.join(Profile.model_fields)}.")
     try:
@@ -219,11 +249,22 @@ def load(name: str | Path) -> Profile:
         raise UserError(f"{path.name}: {_sentence(error)}") from error
 
 
+def _twice(node: yaml.Node | None) -> list[str]:
+    """The keys that come more than once, at any depth, of which YAML would take the last and say nothing."""
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    return [key for key in dict.fromkeys(keys) if keys.count(key) > 1] + [
+        key for _, value in node.value for key in _twice(value)]
+
+
 def _sentence(error: ValidationError) -> str:
     """Everything that is wrong with a profile, in one line."""
     faults = {}
     for fault in error.errors():
-        key, message = fault["loc"][0], fault["msg"].removeprefix("Value error, ")
+        key, message = fault["loc"][0], fault["msg"].removeprefix("Value error, ").rstrip(".")
+        if fault["type"] != "value_error":    # ours name the value themselves
+            message += f", not {repr(fault['input'])[:60]}"
         if fault["type"] == "extra_forbidden":
             message = f"unknown key; the keys are {', '.join(Profile.model_fields)}"
         faults.setdefault(key, f"`{key}`: {message[:1].lower()}{message[1:]}" if fault["type"] != "missing"

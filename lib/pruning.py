@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -33,9 +34,11 @@ def kept_count(model: nn.Module, compression: float) -> int:
 
     Raises `UserError` for r below 1 and for r so large that K falls below the number of prunable layers.
     """
-    if not (math.isfinite(compression) and compression >= 1):
-        raise UserError(f"The compression must be a number of at least 1, not {compression}.")
+    if not (isinstance(compression, Real) and math.isfinite(compression) and compression >= 1):
+        raise UserError(f"The compression must be a number of at least 1, not {compression!r}.")
     total, layers, fixed = _sizes(model)
+    if not layers:
+        raise UserError("The network has nothing to prune: no Conv2d and no Linear but its last one, the classifier.")
     kept = round(total / compression) - fixed
     if kept < layers:
         largest = math.floor(10 * largest_compression(model)) / 10
@@ -70,6 +73,8 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
     """
     method = methods.get(method) if isinstance(method, str) else method
     kept_count(model, compression)
+    if method.score is None and compression != 1:
+        raise UserError(f"{method.name} is the unpruned network: its compression is 1, not {compression:g}.")
     generator = generator or torch.Generator().manual_seed(0)
     if method.rounds > 1:
         return _rounds(model, method, inputs, compression)

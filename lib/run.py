@@ -4,15 +4,23 @@
 """
 
 import argparse
+import asyncio
 import errno
+import logging
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":   # Ctrl-C while the rest is imported: an end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
@@ -25,12 +33,31 @@ from lib.study import Study
 # Workers import this module too: execution, manifest, pages and tables, slow to import, are imported only where they serve.
 
 MISTAKE, INTERRUPTED = 2, 130   # exit codes; 1: a notebook or a cell failed
+# What the place that is written to may be at fault for; any other OSError is a fault of this code.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
+SECONDS_TO_ANSWER = 10   # for a scheduler
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one sentence, without the usage of every option before it."""
+
+    def error(self, message: str):
+        self.exit(MISTAKE, f"error: {message}; --help explains every option.\n")
+
+
+def _seconds(text: str) -> float:
+    if not (value := float(text)) >= 0:
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds"   # argparse: "invalid ... value"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     known = ", ".join(profile.names())
-    result = argparse.ArgumentParser(prog="run_all.sh", description=__doc__.split("\n")[0], epilog=(
+    result = _Parser(prog="run_all.sh", description=__doc__.split("\n")[0], epilog=(
         "Finished cells are kept in outputs/PROFILE/results.jsonl as they come: whatever stops a run, the same "
         "command goes on from there. Exit code: 0 all well; 1 a notebook or a cell failed (named at the end); "
         "2 a mistake in what was asked for; 130 stopped by Ctrl-C."))
@@ -69,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         help="of what layers compute while they train (default: float32). "
              "Each record says which; a finished cell is not computed again in the other, "
              "and of two records of a cell the one in float32 counts")
-    add("--budget", type=float, metavar="SECONDS", help="start no new cell after so many seconds of computing")
+    add("--budget", type=_seconds, metavar="SECONDS", help="start no new cell after so many seconds of computing")
     add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in "
                                                "floating-point operations and, by a calibration of ten seconds, "
                                                "in time, and stop")
@@ -81,17 +108,21 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code. Mistakes are told in one sentence on stderr."""
     options = parser().parse_args(argv)
     try:
+        warnings.showwarning = _warn
         set_environment(options)
         if options.list:
             return show_profiles()
         if options.profile == "test":
             return subprocess.call([sys.executable, "-m", "pytest", str(ROOT / "tests")], cwd=ROOT)
-        chosen = profile.load(options.profile or "quick").cut(options.epochs, options.subset)
+        chosen = profile.load("quick" if options.profile is None else options.profile).cut(options.epochs, options.subset)
         return show_cells(chosen, options) if options.dry_run else run(chosen, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")   # else what is left of its last line would be written at the end, in vain
+        print("error: Nobody reads what this run says any more, so it stopped: finished cells are kept.", file=sys.stderr)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
         print(f"error: Cannot write {error.filename or 'to the outputs folder'}: {error.strerror}. Mend that, or "
               "choose another folder with --outputs, and run again: finished cells are kept.", file=sys.stderr)
@@ -101,6 +132,11 @@ def main(argv: list[str] | None = None) -> int:
     return MISTAKE
 
 
+def _warn(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning as a sentence, without the place in the code that gave it."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def say(line: str) -> None:
     """One line of progress, at once, also through a pipe."""
     print(line, flush=True)
@@ -108,15 +144,16 @@ def say(line: str) -> None:
 
 def set_environment(options: argparse.Namespace) -> None:
     """What notebooks and workers inherit. Hash seed and date are fixed so that a second run writes the same bytes."""
+    for name in ("data", "outputs", "scheduler", "device"):
+        if getattr(options, name) == "":   # as a shell makes it of a variable that is not set
+            raise UserError(f"--{name} is given, but empty: name one, or leave --{name} out.")
     for option, variable in ((options.data, "FORESIGHT_DATA"), (options.outputs, "FORESIGHT_OUTPUTS")):
         if option:
             os.environ[variable] = str(Path(option).resolve())
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"--data {options.data}: there is no such folder.")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not options.scheduler:   # the workers of a cluster have devices of their own
-        check_device(options.device)
-    on_card = options.device != "cpu"
+    on_card = kind_of(options.device, there=not options.scheduler) != "cpu"
     options.workers = (1 if on_card else os.cpu_count() or 1) if options.workers is None else options.workers
     options.stack = (16 if on_card else 1) if options.stack is None else options.stack
     for name in ("workers", "stack"):
@@ -131,12 +168,17 @@ def set_environment(options: argparse.Namespace) -> None:
     os.environ.pop("MPLBACKEND", None)            # else a backend set for scripts keeps figures out of the notebooks
 
 
-def check_device(name: str) -> None:
-    """Raises `UserError` for a device that is not there."""
+def kind_of(name: str, there: bool) -> str:
+    """The kind of a device, such as `cuda` of `cuda:1`. Raises `UserError` for what is no device and, where it must be
+    `there` (the workers of a cluster have devices of their own), for one that computes nothing here."""
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: there is no such device here ({str(error).splitlines()[0]}). Leave it out, or "
+        device = torch.device(name)
+        if there:
+            torch.zeros(1, device=device).item()
+        return device.type
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"--device {name}: there is no such device here ({reason}). Leave it out, or "
                         "name cpu, or cuda where PyTorch finds one.") from error
 
 
@@ -314,13 +356,24 @@ def cluster(address: str):
     """The `concurrent.futures.Executor` of a Dask cluster."""
     try:
         from dask.distributed import Client
+        from distributed.comm import connect
     except ImportError as error:
         raise UserError("--scheduler needs Dask: pip install dask distributed.") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)   # its tracebacks: `sweep.run` says what has failed
     try:
-        return Client(address, timeout=10).get_executor()
+        asyncio.run(_answers(connect, address))
+        client = Client(address, timeout=SECONDS_TO_ANSWER)
     except (OSError, ValueError) as error:
-        raise UserError(f"No Dask scheduler answers at {address!r}: {error}. Start one with `dask scheduler`, or "
-                        "leave --scheduler out.") from error
+        raise UserError(f"No Dask scheduler answers at {address!r}: {str(error) or 'what is there is none'}. Start one with "
+                        "`dask scheduler`, or leave --scheduler out.") from error
+    if not client.scheduler_info()["workers"]:
+        say(f"The scheduler at {address} has no workers yet: the cells wait for them.")
+    return client.get_executor()
+
+
+async def _answers(connect: Callable, address: str) -> None:
+    """Raises OSError for a server of another kind, such as the scheduler's own dashboard: `Client` waits for it for ever."""
+    (await asyncio.wait_for(connect(address, timeout=SECONDS_TO_ANSWER), SECONDS_TO_ANSWER + 1)).abort()
 
 
 def show_cells(chosen: Profile, options: argparse.Namespace) -> int:
@@ -362,7 +415,14 @@ def show_profiles() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = main()
+    except KeyboardInterrupt:   # once more, while the first was being told
+        code = INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for worker in multiprocessing.active_children():   # none is left but of an interrupted run
+        worker.terminate()
     if any(thread.name.startswith("notebook") for thread in threading.enumerate()):
         # After Ctrl-C: a notebook that still runs is not waited for; its kernel ends with this process.
         sys.stdout.flush()

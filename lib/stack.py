@@ -49,7 +49,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rate: float,
            generator: torch.Generator, batch_size: int, precision: str) -> list[History]:
-    trainer.check(models[0], data, epochs, batch_size, precision)
+    trainer.check(models[0], data, epochs, learning_rate, batch_size, precision)
     for model, its in zip(models, masks):
         pruning.check(model, its)
     parameters, buffers = stack_module_state(models)

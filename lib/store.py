@@ -197,9 +197,9 @@ def _parse(line: bytes, kind: type) -> tuple[int, Record | object | None]:
     text = line.decode()
     try:
         record = kind.from_json(text)
-        if record.version == VERSION and isinstance(record.key, str) and isinstance(record.run, dict):
+        if record.version == VERSION and record.key == record.made_of.key and isinstance(record.run, dict):
             return VERSION, record
-        reason = "it is no record (key, version or run)"
+        reason = "it is no record (version or run), or its key is not that of what it says it is of"
     except UnknownMethod:
         if json.loads(text)["version"] == VERSION:
             return VERSION, FOREIGN

@@ -56,6 +56,11 @@ class Answer:
     rows: Rows
     run: dict = field(default_factory=dict)
 
+    @property
+    def made_of(self) -> Study:
+        """What has the answer's key."""
+        return self.study
+
     def to_json(self) -> str:
         """One line of JSON, without the line's end. Raises ValueError for a number that is not finite."""
         return json.dumps(vars(self) | {"study": vars(self.study)}, separators=(",", ":"), allow_nan=False)

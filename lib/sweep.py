@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as first_of
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 
@@ -17,6 +18,10 @@ import torch
 from lib import UserError, experiment
 from lib.experiment import Cell, Record
 from lib.store import Store
+
+
+class _Lost(BrokenExecutor):
+    """An executor that breaks in a way of its own, as a cluster does: says how."""
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
@@ -49,6 +54,15 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     own = executor is None
     workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
+
+    def submit(task: tuple) -> Future:
+        known = _known(task, twins, store, precision)
+        try:
+            with _deaf_to_interruption():   # a first task starts a worker
+                return executor.submit(compute, task, data_root, work, together, known)
+        except Exception as error:
+            raise _broken(error) from error
+
     twin = experiment.twin if work is None else lambda cell: None
     if work is None:
         checkpoints = store.path.parent / "checkpoints" if own else None   # elsewhere there may be no such folder
@@ -59,15 +73,17 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
             todo, at_once = missing(cells, store), workers if own else 64
             asked = set(todo)
             twins = {cell: its for cell in todo if (its := twin(cell)) and (its in asked or its in store)}
-            return _drain(tasks(todo, stack, twins), len(todo), store, at_once, budget, say, twins=twins,
-                          submit=lambda task: executor.submit(compute, task, data_root, work, together,
-                                                              _known(task, twins, store, precision)))
+            return _drain(tasks(todo, stack, twins), len(todo), store, at_once, budget, say, twins=twins, submit=submit)
+    except _Lost as error:
+        raise UserError(f"The cluster does not compute any more ({error}): see that its scheduler and its workers run, and "
+                        "in an environment with this project, and start again. No finished cell is lost.") from error
     except BrokenExecutor as error:
         raise UserError("A worker process was killed, most likely for want of memory: run again with fewer workers. "
                         "No finished cell is lost.") from error
     except BaseException:
         if own:
-            _stop(executor)
+            with _deaf_to_interruption():   # a second Ctrl-C would leave workers that go on to the end of their cells
+                _stop(executor)
         raise
     finally:
         if own:
@@ -103,8 +119,8 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
         broken = None
         for future in finished:
             task, started = flying.pop(future)
-            if isinstance(future.exception(), BrokenExecutor):
-                broken = future.exception()  # raised only when what has finished beside it is stored
+            if fault := _fault(future):
+                broken = fault  # raised only when what has finished beside it is stored
                 continue
             longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
             for cell, outcome in zip(task, future.result(), strict=True):
@@ -119,6 +135,21 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
             raise broken
         launch()
     return failures
+
+
+def _fault(future: Future) -> BrokenExecutor | None:
+    """Why an executor has not computed a task: `compute` itself raises nothing."""
+    try:
+        error = future.exception()
+    except CancelledError as cancelled:
+        error = cancelled
+    return error and _broken(error)
+
+
+def _broken(error: BaseException) -> BrokenExecutor:
+    if isinstance(error, BrokenExecutor):
+        return error
+    return _Lost((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def tasks(cells: Iterable[Cell], stack: int = 1, waiting: Container[Cell] = ()) -> list[tuple[Cell, ...]]:
@@ -168,6 +199,20 @@ def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def _deaf_to_interruption() -> Iterator[None]:
+    """Blocks SIGINT: a process that is started here inherits that, or Ctrl-C would interrupt its imports before it comes
+    to `_prepare`. This process gets at the end what came meanwhile. (Windows has no such mask.)"""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(executor: Executor) -> None:

@@ -5,6 +5,7 @@ stand side by side: *plain*, correct / all test images after the last epoch, and
 epoch's (the untrained network included, top-1 and top-5 each on its own) times 0.98892.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -277,7 +278,7 @@ def write(path: Path | str, content: str | bytes) -> None:
         partial_path.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial_path, path)
     except OSError as error:
-        if partial_path.parent.is_dir():
+        with contextlib.suppress(OSError):   # where the folder is no folder, or read-only
             partial_path.unlink(missing_ok=True)
         raise UserError(f"Cannot write {path}: {error.strerror}. Nothing was left half written; "
                         "make room or choose another outputs folder, and run again.") from error

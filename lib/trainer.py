@@ -46,11 +46,11 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     augmentation and dropout (the global generator is restored). said: called with each epoch's entry as it is made.
     precision: one of `PRECISIONS`.
     checkpoint: a file to which the training goes now and then, and from which, where it exists, it goes on, bit for bit
-    as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, an
-    unknown precision, and a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the
+    as if it had never stopped; it is removed at the end. Raises `UserError` for masks or a checkpoint that do not fit, a
+    recipe that is none, and a batch that BatchNorm cannot take. The last, smaller batch of an epoch is trained on like the
     others.
     """
-    check(model, data, epochs, batch_size, precision)
+    check(model, data, epochs, learning_rate, batch_size, precision)
     model.to(memory_format=getattr(model, "layout", torch.preserve_format))
     pruning.apply(model, masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
@@ -73,8 +73,12 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     return history
 
 
-def check(model: nn.Module, data: Data, epochs: int, batch_size: int, precision: str) -> None:
-    """Raises `UserError` for an unknown precision, and where an epoch has a batch that BatchNorm cannot take."""
+def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:
+    """Raises `UserError` for a recipe by which nothing can be trained, or not what it says, and where an epoch has a batch
+    that BatchNorm cannot take."""
+    if epochs < 0 or batch_size < 1 or not 0 <= learning_rate < math.inf:
+        raise UserError("Epochs may not be negative, a batch needs at least 1 image, and the learning rate must be a finite "
+                        f"number from 0 on, not {epochs} epochs, {batch_size} images, {learning_rate:g}.")
     if precision not in PRECISIONS:
         raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
     if epochs:

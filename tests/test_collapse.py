@@ -1,10 +1,12 @@
 """Critical compression, against looking at every count of kept weights."""
 
+import itertools
+
 import pytest
 import torch
 
 from lib import collapse, methods, models, pruning
-from tests.nets import chain
+from tests.nets import Residual, chain
 
 
 def looked_at_everywhere(whole, weights, layers):
@@ -20,6 +22,33 @@ def test_the_edge_is_found_to_one_percent_where_collapse_is_monotone(edge):
     assert edge == looked_at_everywhere(whole, 1000, 3) <= found.kept <= max(edge + 1, 1.01 * edge)
     assert found.rho == 1000 / found.kept and found.whole_again == ()
     assert (found.collapsed is None) == (edge == 3)
+
+
+@pytest.mark.parametrize("edge", [5, 8, 21, 64, 99])
+def test_the_edge_of_few_weights_is_exact_and_the_next_one_has_collapsed(edge):
+    found = collapse.critical(lambda kept: kept >= edge, 1000, 3)
+    assert found.kept == edge and found.collapsed == 1000 / (edge - 1)
+
+
+def test_the_first_collapse_that_is_known_is_within_a_percent():
+    whole = lambda kept: kept >= 7777
+    found = collapse.critical(whole, 100_000, 3)
+    assert whole(round(100_000 / found.rho)) and not whole(round(100_000 / found.collapsed))
+    assert found.rho < found.collapsed <= 1.01 * found.rho
+
+
+def test_a_network_is_looked_at_four_times_per_doubling():
+    looked = []
+    collapse.critical(lambda kept: looked.append(kept) or True, 1_000_000, 1000)
+    assert looked[0] == 1_000_000 and looked[-1] == 1000
+    assert all(more / fewer <= 2 ** 0.25 + 1e-3 for more, fewer in itertools.pairwise(looked)) and len(looked) <= 41
+
+
+def test_a_shortcut_leaves_a_path_past_an_empty_layer():
+    model = Residual()
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(model).items()}
+    masks["conv2.weight"].zero_()
+    assert collapse.whole(model, masks) == {"path": True, "layers": False}
 
 
 def test_a_network_that_is_whole_again_further_on_is_told():

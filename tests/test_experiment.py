@@ -112,7 +112,7 @@ def test_digests_tell_masks_apart():
     {"dataset": "mnistt"}, {"model": "cnn2"}, {"method": "Snip"}, {"method": "LAMP@written"}, {"compression": 0.9},
     {"compression": math.nan}, {"epochs": -1}, {"batch_size": 0}, {"score_images": 0}, {"learning_rate": 0},
     {"learning_rate": math.nan}, {"compression": "4"}, {"compression": None}, {"epochs": 1.5}, {"seed": "1"},
-    {"batch_size": math.inf}, {"train_images": 2.5}, {"method": "Mine"},
+    {"batch_size": math.inf}, {"train_images": 2.5}, {"method": "Mine"}, {"seed": True}, {"compression": True},
 ])
 def test_an_impossible_cell_is_refused(change):
     with pytest.raises(UserError):

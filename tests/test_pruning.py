@@ -113,7 +113,7 @@ def test_an_error_names_the_largest_compression_and_that_one_works(name, classes
     assert pruning.kept_count(model, float(largest)) >= len(pruning.prunable(model))
 
 
-@pytest.mark.parametrize("compression", [0.999, 0, -4, math.nan, math.inf, 1e9])
+@pytest.mark.parametrize("compression", [0.999, 0, -4, math.nan, math.inf, 1e9, "4", None])
 @pytest.mark.parametrize("method", ["GlobalMag", "GlobalMag@run", "Random@run", "SynFlow"])
 def test_an_impossible_compression_is_refused(compression, method):
     with pytest.raises(UserError, match="ompression"):
@@ -161,6 +161,9 @@ def test_the_highest_scores_stay():
 def test_dense_keeps_everything():
     model = narrow("cnn")
     assert all(flat(masks(model, method, 1)).all() for method in DENSE.values())
+    for method in DENSE.values():
+        with pytest.raises(UserError, match="is the unpruned network"):
+            masks(model, method, 4)
 
 
 # --- rounds
@@ -708,6 +711,11 @@ def test_frozen_weights_and_no_grad_around_do_not_matter():
         with torch.no_grad():
             assert same(masks(frozen, method), found)
             assert pruning.report(frozen, found) == pruning.report(model, found)
+
+
+def test_a_classifier_alone_has_nothing_to_prune():
+    with pytest.raises(UserError, match="nothing to prune"):
+        pruning.masks(nn.Sequential(nn.Linear(3, 3)), "GlobalMag", None, None, 1)
 
 
 def test_a_method_may_be_a_row_of_ones_own():

@@ -75,7 +75,15 @@ def test_unfit_notebook_is_refused_before_anything_runs(house, capsys, fault, na
     (dict(compressions=[1, 1e6]), "largest"),
     (dict(pairs={"digits/alexnet": 1}), "digits/alexnet"),
     (dict(pairs={"digits/cnn": -1}), "-1 epochs"),
-    (dict(profile="../elsewhere"), "`profile`"),
+    (dict(profile="../elsewhere"), "`profile`: '../elsewhere' cannot name a folder"),
+    (dict(profile="two words"), "'two words'"),
+    (dict(seeds=42), "`seeds`: input should be a valid list, not 42."),
+    (dict(seeds=[True]), "`seeds`: true is neither a number"),
+    (dict(pairs={"digits/cnn": True}), "`pairs`: true"),
+    (dict(width=float("inf")), "`width`: input should be a finite number"),
+    (dict(learning_rate=float("nan")), "`learning_rate`"),
+    (dict(compressions=[1, float("nan")]), "nan is not one"),
+    (dict(obd_images={"cifar1O": 2048}), "`obd_images`: 'cifar1O' is not a data set"),
 ])
 def test_unfit_profile_is_refused(house, capsys, fields, named):
     notebook("needs", "1")
@@ -94,11 +102,57 @@ def test_unfit_profile_is_refused(house, capsys, fields, named):
     (["--data", "no/such/folder"], "no/such/folder"),
     (["--workers", "0"], "--workers 0"),
     (["--outputs", __file__], __file__),
+    (["--outputs", ""], "--outputs is given, but empty"),
+    (["--scheduler", ""], "--scheduler is given, but empty"),
+    (["--device", "mps"], "--device mps: there is no such device"),
+    (["--device", "meta"], "--device meta: there is no such device"),    # it computes nothing
+    (["--device", "gpu", "--scheduler", "tcp://127.0.0.1:1"], "--device gpu"),
+    (["--subset", "99999"], "digits has 1442 training images"),
 ])
 def test_unfit_option_is_refused(house, capsys, options, named):
     notebook("good", "1")
+    profile.NOTEBOOKS["good"] = ("Random",)
     assert start(house, *options) == 2
-    assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert named in (said := capsys.readouterr().err) and said.count("\n") == 1 and len(said) < 500
+
+
+@pytest.mark.parametrize("options, named", [
+    (["--budget", "-1"], "--budget: invalid number of seconds value: '-1'"), (["--budget", "nan"], "'nan'"),
+    (["--budget", "soon"], "'soon'"), (["--workers", "two"], "'two'"), (["--ratios", "four"], "'four'"),
+    (["--precision", "fp8"], "'fp8'"), (["--nosuch"], "--nosuch"), (["another"], "another"),
+])
+def test_what_the_command_line_cannot_read_is_one_sentence(house, capsys, options, named):
+    with pytest.raises(SystemExit) as ended:
+        start(house, *options)
+    assert ended.value.code == 2
+    assert named in (said := capsys.readouterr().err) and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_budget_of_nothing_computes_nothing_and_renders(house, capsys):
+    notebook("good", "1")
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    assert start(house, "--budget", "0") == 0
+    assert "good: executed" in (said := capsys.readouterr().out) and "needs: left out: 3 of its cells" in said
+
+
+def test_a_profile_of_no_name_is_not_the_quick_one(house, capsys):
+    assert run.main([""]) == 2
+    assert "Unknown profile ''" in capsys.readouterr().err
+
+
+def test_a_key_that_comes_twice_is_refused(house, capsys):
+    notebook("good", "1")
+    path = house / "tiny.yaml"
+    path.write_text(path.read_text().replace("digits/cnn: 0", "digits/cnn: 0\n  digits/cnn: 5") + "seeds: [2]\n")
+    assert start(house) == 2
+    assert "gives `seeds` and `digits/cnn` more than once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, kind", [("cpu", "cpu"), ("cpu:0", "cpu")])
+def test_the_processor_is_no_card_whatever_it_is_called(name, kind):
+    assert run.kind_of(name, there=True) == kind
+    assert run.kind_of("cuda:1", there=False) == "cuda"    # a cluster's workers may have one
 
 
 def test_missing_key_is_named_and_a_number_in_a_string_is_accepted(tmp_path):
@@ -129,6 +183,44 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_notebook(house, capsys, monk
     assert start(house) == 2
     assert "No space left" in capsys.readouterr().err
     assert (house / "outputs/tiny/notebooks/good.ipynb").read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", [errno.EFBIG, errno.EIO])
+def test_a_limit_on_files_and_a_faulty_disk_are_sentences_too(house, capsys, monkeypatch, fault):
+    notebook("good", "1")
+    monkeypatch.setattr(run, "fill", mock.Mock(side_effect=OSError(fault, os.strerror(fault))))
+    assert start(house) == 2
+    assert os.strerror(fault) in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_reader_that_leaves_is_no_traceback(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "lib.run", "--list", "--outputs", str(tmp_path)], cwd=profile.ROOT,
+                          text=True, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "finished cells are kept" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_before_anything_has_begun_is_no_traceback():
+    process = subprocess.Popen([sys.executable, "-v", "-m", "lib.run", "--list"], cwd=profile.ROOT, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while "import 'torch'" not in (line := process.stderr.readline()) and "torch/__init__" not in line:
+        assert line
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGINT and "Traceback" not in said
+
+
+def test_a_warning_is_a_sentence_without_its_place_in_the_code(house, capsys):
+    notebook("good", "1")
+    (house / "outputs" / "tiny").mkdir(parents=True)
+    (house / "outputs" / "tiny" / "results.jsonl").write_text("{")
+    assert start(house) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said and all(line.startswith("warning: ") and "torn" in line for line in said)
 
 
 # ---- what is survived: the others run, exit code 1 names the one that did not

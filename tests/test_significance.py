@@ -30,7 +30,7 @@ def test_holm_by_hand():
 def test_paired_t_is_scipys_and_pairs_without_spread_are_told():
     differences = pd.Series([1.0, 2.0, 2.5])
     assert significance.paired_t(differences) == pytest.approx(stats.ttest_rel(differences, [0, 0, 0]).pvalue)
-    assert (significance.paired_t(pd.Series([0.0] * 3)), significance.paired_t(pd.Series([3.0] * 3))) == (1, 0)
+    assert [significance.paired_t(pd.Series([each] * 3)) for each in (0.0, 3.0, -3.0)] == [1, 0, 0]
 
 
 def test_the_seed_is_the_unit_and_ratios_are_no_repetitions():
@@ -62,6 +62,11 @@ def test_methods_that_no_bar_joins_differ():
             assert joined or found.apart(better, found.names[last])
 
 
+def test_of_methods_that_are_all_alike_one_bar_holds_all():
+    found = compare({"SNIP": [90, 91, 92], "LAMP": [89, 92, 91], "OBD": [91, 90, 90]})
+    assert found.joined() == [(0, 2)]
+
+
 def test_nemenyi_as_tabled_by_demsar():
     # His table 5: q = 2.569 for 4 classifiers; over 14 data sets CD = 1.25.
     found = significance.Comparison("published", [2.0], pd.DataFrame(np.zeros((14, 4)), columns=list("abcd")), {})
@@ -71,6 +76,40 @@ def test_nemenyi_as_tabled_by_demsar():
 def test_ranks_alone_say_little_of_three_seeds():
     text = significance.sentences(compare({"SNIP": [90, 91, 92], "LAMP": [80, 81, 82.5]}))
     assert "cannot fall below 0.25 for a pair, so it can reject nothing" in text
+
+
+def test_what_a_seed_moves_is_the_median_deviation_of_the_methods_that_move():
+    values = {"SNIP": [80, 82, 87], "LAMP": [70, 71, 72], "OBD": [50, 50.2, 50.1], "Random": [10, 10, 10]}   # one is dead
+    text = significance.survives(compare(values))
+    assert "moves a method by 1.00 points" in text and "(median standard deviation over seeds 42, 43, 44)" in text
+    assert "mean over r = 2 to 64: " in text
+
+
+def test_friedman_is_scipys_over_the_methods_and_the_ranks_differ_by_their_range():
+    values = {"SNIP": [80, 82, 87, 70], "LAMP": [70, 71, 72, 70], "OBD": [50, 50.2, 50.1, 70]}    # a tie in the last seed
+    expected = stats.friedmanchisquare(*values.values()).pvalue
+    text = significance.sentences(compare(values))
+    assert f"over 4 seeds gives p = {expected:.2g}, " in text and "differ by at most 1.5;" in text   # ranks 1.25, 2, 2.75
+
+
+def test_a_methods_line_has_its_interval_and_its_equals():
+    values = {"SNIP": [80, 82, 87], "LAMP": [81, 83, 84], "Random": [10, 10, 10]}
+    body = significance.ranking(frame(values), "mnist", "cnn").body
+    lines = body[body["reading"] == "published"].set_index("method")
+    low, high = stats.t.interval(0.95, 2, loc=83, scale=stats.sem([80, 82, 87]))
+    assert lines.loc["SNIP", "mean top-1"] == f"83.00 ± {(high - low) / 2:.2f}"
+    assert lines["better than"].to_dict() == {"SNIP": "Random", "LAMP": "Random", "Random": "–"}
+    assert lines["not told apart from"].to_dict() == {"SNIP": "LAMP", "LAMP": "SNIP", "Random": "–"}
+
+
+def test_run_counts_as_the_thesis_does_and_the_unpruned_network_is_no_ratio():
+    rows = [record(cell("LAMP@run", ratio, seed=seed), (1000, 9000, 8000)) for ratio in (1, 4) for seed in (42, 43)]
+    found = significance.compare(tables.frame(rows), "mnist", "cnn", "run")
+    assert found.ratios == [4] and found.values["LAMP"].tolist() == pytest.approx([90 * tables.thesis_factor(10_000)] * 2)
+
+
+def test_two_seeds_can_be_tested_and_one_cannot():
+    assert compare({"SNIP": [90, 90.5], "LAMP": [20, 20.4]}).testable and not compare({"SNIP": [90], "LAMP": [20]}).testable
 
 
 def test_one_seed_tells_nothing_apart():
@@ -114,3 +153,12 @@ def test_diagram_draws_a_dot_per_seed_in_the_methods_colour_with_chance_and_the_
     assert [tick.get_text() for tick in axis.get_yticklabels()][0] == tables.ORDER[0]
     assert {text.get_text() for text in axis.texts} == {"chance", "unpruned"}
     assert {line.get_color() for line in axis.get_lines()} >= {colour for colour, _ in figures.LOOKS.values()}
+
+
+def test_chance_and_the_unpruned_network_stand_where_the_panel_counts_them():
+    rows = [record(cell("LAMP" + reading, 4, seed=seed)) for reading in ("", "@run") for seed in (42, 43)]
+    rows += [record(cell("Dense", 1, seed=seed), (0, 0, top)) for seed, top in ((42, 9000), (43, 9200), (44, 1000))]
+    figure = significance.diagram(tables.frame(rows), "mnist", "cnn")      # seed 44 has no pruned network
+    for axis, factor in zip(figure.axes, (tables.thesis_factor(10_000), 1)):
+        levels = {text.get_text(): text.xy[0] for text in axis.texts}
+        assert levels == pytest.approx({"chance": 10 * factor, "unpruned": 91 * factor})

@@ -108,6 +108,15 @@ def test_a_corrupt_line_in_the_middle_is_named(path, bad):
         Store(path)
 
 
+@pytest.mark.parametrize("kind, made, flipped", [(Record, record, '"seed":0'), (Answer, answer, '"seed":0')])
+def test_a_line_whose_key_is_not_that_of_its_cell_is_named(path, kind, made, flipped):
+    good = made().to_json() + "\n"
+    assert flipped in good
+    path.write_text(good + good.replace(flipped, '"seed":1'))
+    with pytest.raises(UserError, match=r"results\.jsonl, line 2 cannot be used: .*its key is not that of what it says"):
+        Store(path, kind)
+
+
 def test_a_last_line_of_whole_json_that_is_no_record_is_an_error_not_torn(path):
     path.write_text(lines(record()) + '{"name": "of another file"}\n')
     with pytest.raises(UserError, match="line 2"):

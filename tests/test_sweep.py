@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -313,6 +314,47 @@ def test_a_killed_worker_is_a_sentence_and_loses_no_finished_cell(store, fill):
     assert set(Store(store.path).records) == {cell.key for cell in SHORT[:1] + SHORT[2:]}
 
 
+class Gone(Broken):
+    """A cluster whose scheduler ends: a task is cancelled, or was never understood; then nothing can be sent any more."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def submit(self, function, *arguments):
+        if len(self.tasks) == 4:
+            raise RuntimeError("the client is closed")
+        future = super().submit(function, *arguments)
+        if len(self.tasks) == 2:
+            future = First()
+            future.set_exception(self.error) if self.error else future.cancel() and future.set_running_or_notify_cancel()
+        return future
+
+
+@pytest.mark.parametrize("error, told", [(RuntimeError("no lib\nmore"), r"\(no lib\)"), (None, r"\(CancelledError\)")])
+def test_a_cluster_that_ends_is_a_sentence_and_loses_no_finished_cell(store, fill, error, told):
+    with pytest.raises(UserError, match=f"cluster does not compute any more {told}"):
+        fill(store, SHORT[:4], executor=Gone(error))
+    assert set(Store(store.path).records) == {cell.key for cell in (SHORT[0], *SHORT[2:4])}
+
+
+def test_a_cluster_that_takes_nothing_any_more_is_a_sentence(store, fill):
+    executor = Gone(None)
+    executor.tasks = [()] * 4
+    with pytest.raises(UserError, match="the client is closed"):
+        fill(store, SHORT[:1], executor=executor)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interruption_while_a_worker_is_started_comes_when_it_is_and_the_worker_does_not_get_it():
+    asked, reached = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))", []
+    with pytest.raises(KeyboardInterrupt):
+        with sweep._deaf_to_interruption():
+            signal.raise_signal(signal.SIGINT)
+            reached.append(subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip())
+    assert reached == ["True"] and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_store_that_another_run_writes_is_refused(store, fill):
     with store.writing(), pytest.raises(UserError, match="another run"):
         fill(Store(store.path), MASKS[:1])
@@ -446,3 +488,10 @@ def test_no_scheduler_at_that_address_is_told():
     from lib import run
     with pytest.raises(UserError, match="No Dask scheduler answers at 'tcp://127.0.0.1:1'"):
         run.cluster("tcp://127.0.0.1:1")
+
+
+def test_a_server_that_is_no_scheduler_is_told_and_not_waited_for(monkeypatch):
+    from lib import run
+    monkeypatch.setattr(run, "SECONDS_TO_ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="No Dask scheduler answers"):
+        run.cluster(f"tcp://127.0.0.1:{silent.getsockname()[1]}")

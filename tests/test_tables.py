@@ -228,6 +228,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_that_lets_nothing_be_removed_either_is_a_sentence(tmp_path, monkeypatch):
+    refused = mock.Mock(side_effect=OSError(30, "Read-only file system"))
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", refused)
+    with pytest.raises(UserError, match="Cannot write .*: Read-only file system"):
+        tables.write(tmp_path / "file", "new")
+
+
 TOP = {base: 10 for base in tables.ORDER} | {"GraSP": 90, "OBD": 80, "GlobalGrad": 70, "SNIP": 60}
 
 

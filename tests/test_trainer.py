@@ -285,6 +285,16 @@ def test_an_unknown_precision_is_refused_before_anything_moves():
     assert torch.equal(values(net), before)
 
 
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": -0.1}, {"learning_rate": math.nan},
+                                   {"learning_rate": math.inf}, {"precision": "fp8"}])
+def test_a_recipe_that_is_none_is_refused_before_anything_moves(wrong):
+    net = network()
+    before = values(net)
+    with pytest.raises(UserError):
+        train(net, **wrong)
+    assert torch.equal(values(net), before)
+
+
 # --- interruptions
 
 class Stopped(Exception):

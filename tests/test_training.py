@@ -1,9 +1,13 @@
 """Curves over the epochs: what the last one brought, and what is said of it."""
 
+import math
+
+import pandas as pd
 import pytest
 
-from lib import tables, training
+from lib import claims, tables, training
 from tests import mnist
+from tests.test_tables import cell, record
 
 RATES = (1e-3, 1e-4)
 
@@ -38,6 +42,64 @@ def test_the_spread_is_of_seeds_at_the_main_rate():
     both, main = (training.sentence(history(mnist.records(rates=rates)), "mnist", "cnn", RATES)
                   for rates in (RATES, RATES[:1]))
     assert both.partition("a seed alone")[2] == main.partition("a seed alone")[2] != ""
+
+
+def ended(*rows):
+    """(method, compression, seed, top-1, gain, alive) of each network after its last epoch."""
+    frame = pd.DataFrame(rows, columns=["method", "compression", "seed", "top1", "gain", "alive"])
+    return frame.assign(base=[method.partition("@")[0] for method in frame["method"]])
+
+
+def test_the_spread_is_the_median_over_pruned_networks_that_live():
+    values = {"SNIP@run": [80, 82], "LAMP@run": [70, 74], "OBD@run": [50, 60]}
+    rows = [(name, 4.0, seed, top, 0, True) for name, tops in values.items() for seed, top in enumerate(tops)]
+    others = [("Dense", 1.0, seed, top, 0, True) for seed, top in enumerate((90, 99))]
+    others += [(name, 4.0, seed, top, 0, False) for name in ("GraSP@run", "Random@run") for seed, top in ((1, 9), (2, 11.3))]
+    assert training.spread(ended(*rows, *others)) == pytest.approx(4 / math.sqrt(2))
+    assert math.isnan(training.spread(ended(*rows[:1])))
+
+
+def test_what_the_last_epoch_brought_is_told_of_the_living():
+    ends = ended(("Dense", 1.0, 1, 90, 1.5, True), ("Dense@xavier_normal", 1.0, 1, 90, 7.5, True),
+                 ("SNIP@run", 4.0, 1, 80, 2, True), ("LAMP@run", 4.0, 1, 70, 3, True), ("OBD@run", 64.0, 1, 40, 10, True),
+                 *((name, ratio, 1, 10, 0, False) for name in ("GraSP@run", "Random@run") for ratio in (4.0, 64.0)))
+    told = training._told(ends, 1e-3, math.nan)
+    assert told == ("at 0.001 the last epoch still brought the unpruned network +1.50 points, "
+                    "pruned ones (@run) above chance a median of +3.00 points, those at r = 64 +10.00 points")
+    assert training._told(ends, 1e-3, 3.0).endswith("no more than a seed moves, so trained out by that measure")
+    assert training._told(ends, 1e-3, 2.9).endswith("more than a seed moves, so not trained out")
+
+
+def test_chance_level_is_that_of_the_claims():
+    cells = [cell(method, 4, "cifar10", "vgg16") for method in ("SNIP@run", "LAMP@run")]
+    tops = {cells[0].key: 1050, cells[1].key: 1051}
+    ends = training.last(training.histories([record(each, [tops[each.key]] * 3) for each in cells], cells))
+    assert ends["alive"].tolist() == [False, True] and 1.05 * claims.constant_answer("cifar10") == 10.5
+
+
+def test_the_worst_says_how_many_end_where_it_does():
+    dead = ("GlobalMag@run", "Random@run", "OBD@run")
+    found = [mnist.made(each.cell, [1135] * 6 if each.cell.method in dead else None) for each in mnist.records([42], [1e-3])]
+    rows = training.of(history(found), "mnist", "cnn")
+    assert training._best_and_worst(rows, 64)[-1][0].endswith(" and 2 more")
+
+
+@pytest.mark.parametrize("there, shown", [([1, 2, 4, 8, 64], [1, 8, 64]), ([4, 16, 32], [1, 16, 32]), ([4], [1, 8, 64]),
+                                          ([2, 4, 8, 16], [1, 4, 16])])
+def test_the_panels_are_at_the_thesis_ratios_or_at_the_ends_and_the_middle(there, shown):
+    assert training._ratios(pd.DataFrame({"compression": map(float, there)})) == shown
+
+
+def test_a_line_is_the_mean_over_the_seeds_with_its_last_gain():
+    records = mnist.records(rates=[1e-3])
+    axis = training.diagram(history(records), "mnist", "cnn", (1e-3, None)).axes[2]
+    best = next(line for line in axis.get_lines() if line.get_label().startswith("best: "))
+    tops = [[epoch["top1"] / 100 for epoch in each.history] for each in records
+            if (each.cell.method, each.cell.compression) == (f"{tables.ORDER[0]}@run", 64)]
+    means = [sum(seeds) / 3 for seeds in zip(*tops)]
+    assert len(tops) == 3 and best.get_ydata().tolist() == pytest.approx(means)
+    assert best.get_label() == f"best: {tables.ORDER[0]} ({means[-1] - means[-2]:+.2f})"
+    assert any(list(line.get_ydata()) == [10, 10] and line.get_linestyle() == ":" for line in axis.get_lines())
 
 
 def test_published_readings_do_not_count():

@@ -123,7 +123,7 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 if not scores[name].sum().isfinite() and not scores[name].isfinite().all():
                     raise UserError(
                         f"The {function.__name__} score of {name} is not finite (NaN or infinite): the network's "
-                        "signal or gradient overflows in this precision, or its weights are not finite."
+                        "signal or gradient overflows in this precision, or its weights or the images are not finite."
                     )
             return scores
 
@@ -145,10 +145,14 @@ def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None)
     `input_shape`, where it has one, and the outputs of its last Linear, where it has one."""
     if inputs is None or targets is None or len(inputs) == 0:
         raise UserError("The scoring batch is empty: pass at least one image and its label.")
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        raise UserError(f"The scoring batch must be tensors, not {type(inputs).__name__} and {type(targets).__name__}: pass "
+                        "torch.as_tensor of them.")
+    if targets.dim() != 1 or targets.dtype not in (torch.int64, torch.uint8):
+        raise UserError(f"The labels must be one int64 for each image, not {targets.dtype} of shape "
+                        f"{tuple(targets.shape)}: pass the numbers of the classes, as in labels.long().")
     if len(inputs) != len(targets):
         raise UserError(f"The scoring batch has {len(inputs)} images but {len(targets)} labels.")
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise UserError(f"The labels must be integers, one for each image, not {targets.dtype} {tuple(targets.shape)}.")
     shape = getattr(model, "input_shape", None)
     if shape is not None and tuple(inputs.shape[1:]) != tuple(shape):
         raise UserError(f"The images have shape {tuple(inputs.shape[1:])}, but the network takes {tuple(shape)}.")

@@ -1,0 +1,217 @@
+"""Every claim at the edge of its answer, asked of the published reading, which counts plainly."""
+
+import pandas as pd
+import pytest
+
+from lib import claims, tables
+from tests.test_tables import cell, grid, record, verdict
+
+FLAT = dict.fromkeys(tables.THESIS, 20.0)
+CIFAR = [(model, dataset) for model in ("vgg16", "resnet56") for dataset in ("cifar10", "cifar100")]
+
+
+def made(tops, model="vgg16", dataset="cifar10", ratios=(32, 64), errors=(), seed=42, reading=""):
+    """tops: method -> top-1 in percent, one for all ratios or one for each; errors: method -> of each ratio, in percent."""
+    errors = dict(errors)
+    return tables.frame(
+        record(cell(base + reading, ratio, dataset, model, seed), [round(100 * top)] * 3, achieved=ratio * shrink,
+               released=ratio * shrink)
+        for base, values in tops.items()
+        for place, ratio in enumerate(ratios)
+        for top in [values[place] if isinstance(values, tuple) else values]
+        for shrink in [1 + errors[base][place] / 100 if base in errors else 1])
+
+
+def both(tops, other=None, **options):
+    """CIFAR-10 and CIFAR-100 (`other`, by default the same numbers)."""
+    return pd.concat([made(tops, dataset="cifar10", **options), made(other or tops, dataset="cifar100", **options)],
+                     ignore_index=True)
+
+
+def everywhere(tops, **options):
+    return pd.concat([made(tops, model, dataset, **options) for model, dataset in CIFAR], ignore_index=True)
+
+
+def published(frame, text):
+    return verdict(frame, text, "published")
+
+
+def obtained(frame, text):
+    [claim] = [claim for claim in claims.CLAIMS if text in claim.text]
+    return claims.judge(claim, frame, "published")[0]
+
+
+# ---- what a claim sees
+
+def test_a_claim_is_decided_by_the_seeds_that_have_all_its_cells_alone():
+    whole = made(FLAT | {"SNIP": 30})
+    part = made({base: top for base, top in FLAT.items() if base != "LAMP"} | {"OBD": 90, "GlobalMag": 90}, seed=43)
+    frame = pd.concat([whole, part], ignore_index=True)
+    text = "CIFAR-10 at r = 32: SNIP is best"
+    assert published(frame, text) == "agrees"
+    assert published(pd.concat([whole, made(FLAT | {"GlobalMag": 90}, seed=43)], ignore_index=True), text) == "disagrees"
+
+
+def test_over_seeds_it_is_the_mean_that_counts():
+    text = "CIFAR-10 at r = 32: SNIP is best"
+    one, other = FLAT | {"SNIP": 50, "LAMP": 60}, FLAT | {"SNIP": 50, "LAMP": 30}
+    frame = pd.concat([made(one), made(other, seed=43)], ignore_index=True)
+    assert published(frame, text) == "agrees" and obtained(frame, text).startswith("SNIP 50.00, LAMP 45.00")
+    assert "Over several seeds" in claims.claims_table(frame).caption
+    assert "Over several seeds" not in claims.claims_table(made(one)).caption
+
+
+@pytest.mark.parametrize("top, reading, at_chance", [
+    (10.5, "", True), (10.51, "", False), (10.5, "@run", True), (10.6, "@run", False)])   # both sides times 0.98892
+def test_chance_level_ends_five_percent_above_it_in_the_readings_accounting(top, reading, at_chance):
+    frame = made(FLAT | {"LAMP": top}, reading=reading)
+    view = claims.View(frame, reading.removeprefix("@") or "published")
+    assert bool(view.at_chance(view.top1("vgg16", 10), "vgg16", 10).loc["LAMP", 32]) == at_chance
+
+
+# ---- places
+
+def test_nobody_is_first_in_a_tie():
+    assert published(made(FLAT | {"SNIP": 50, "LAMP": 50}), "CIFAR-10 at r = 32: SNIP is best") == "disagrees"
+
+
+@pytest.mark.parametrize("wins, answer", [
+    ((2, 2), "agrees"), ((2, 1), "agrees"), ((1, 1), "disagrees"), ((2, 0), "disagrees")])
+def test_snip_is_first_in_three_of_four_columns_of_resnet(wins, answer):
+    tops = [FLAT | {"SNIP": tuple(50 if place < first else 10 for place in range(2))} for first in wins]
+    assert published(both(*tops, model="resnet56"), "SNIP is best where compression errors are small") == answer
+
+
+@pytest.mark.parametrize("last, answer", [(85.0, "agrees"), (15.0, "disagrees")])
+def test_the_most_consistent_has_the_best_mean_rank_not_the_best_of_its_worst(last, answer):
+    tops = FLAT | {"SNIP": 90.0, "LAMP": 80.0, "Random": 83.0, "GlobalMag": 82.0}
+    other = tops | {"SNIP": (90, last), "LAMP": 88.0}     # LAMP is never worse than fourth
+    frame = both(tops | {"SNIP": 90.0}, other)
+    assert published(frame, "SNIP is the most consistent over all ratios") == answer
+    expected = {85.0: "SNIP 1.2", 15.0: "Random 2.2"}[last]
+    assert obtained(frame, "SNIP is the most consistent over all ratios").startswith(f"mean rank: {expected}, ")
+
+
+# ---- collapse
+
+@pytest.mark.parametrize("failed, answer", [
+    (["GlobalMag"], "agrees"), ([], "disagrees"), (["GlobalMag", "LayerMag"], "disagrees"), (["LayerMag"], "disagrees")])
+def test_global_methods_collapse_where_layer_wise_ones_survive(failed, answer):
+    assert published(both(FLAT | dict.fromkeys(failed, (20, 1))), "layer-wise ones survive") == answer
+
+
+@pytest.mark.parametrize("dead_from, answer", [(4, "agrees"), (8, "agrees"), (16, "disagrees"), (128, "disagrees")])
+def test_grasp_has_collapsed_by_8(dead_from, answer):
+    ratios = (4, 8, 16, 64)
+    frame = made({"GraSP": tuple(1 if ratio >= dead_from else 50 for ratio in ratios)}, dataset="cifar100", ratios=ratios)
+    assert published(frame, "GraSP collapses almost at once") == answer
+
+
+def test_masks_that_let_nothing_pass_are_counted():
+    frame = grid(dict.fromkeys(tables.ORDER, 10), readings=("",))
+    frame.loc[frame["base"].isin(["LAMP", "Random"]), "collapsed"] = True
+    assert obtained(frame, "every other method has collapsed").endswith("masks that let nothing pass: 2")
+
+
+# ---- what is kept from r = 32 to 64
+
+def shares(lamp, less, more, others=0.5):
+    """LAMP keeps `lamp` of its top-1, `less` others keep half of it, `more` keep 90 % of theirs."""
+    names = [base for base in tables.THESIS if base not in ("GraSP", "LAMP")]
+    assert len(names) == less + more
+    tops = {base: (50, 50 * others) for base in names[:less]} | {base: (50, 45) for base in names[less:]}
+    return tops | {"LAMP": (50, 50 * lamp), "GraSP": 20}
+
+
+@pytest.mark.parametrize("less, answer", [(6, "agrees"), (5, "disagrees")])
+def test_lamp_keeps_more_than_most_others(less, answer):
+    frame = both(shares(0.8, less, 11 - less))
+    assert published(frame, "LAMP is more consistent") == answer
+    assert obtained(frame, "LAMP is more consistent") == f"LAMP keeps 80 %, {less} of 11 others less"
+
+
+def test_half_of_the_others_are_not_most():
+    tops = shares(0.8, 6, 5)
+    dead = next(base for base, values in tops.items() if values == (50, 25.0))
+    for part in (both(tops | {dead: 1}), both(tops, tops | {dead: 1})):      # at chance already at r = 32, on both or on one
+        assert obtained(part, "LAMP is more consistent") == "LAMP keeps 80 %, 5 of 10 others less"
+        assert published(part, "LAMP is more consistent") == "disagrees"
+
+
+def test_who_collapses_between_the_two_has_kept_less():
+    assert published(both(shares(0.8, 6, 5, others=0.02)), "LAMP is more consistent") == "agrees"
+
+
+# ---- compression
+
+@pytest.mark.parametrize("errors, answer", [
+    ((-45, -45, -45), "agrees"), ((-55, -55, -55), "agrees"), ((-42, -42, -42), "disagrees"), ((-58, -58, -58), "disagrees"),
+    ((-55.4, -55.4, -55.4), "agrees"), ((-44.6, -44.6, -44.6), "agrees"), ((-55.6, -55.6, -55.6), "disagrees"),
+    ((-50, -50, 0), "agrees"), ((-50, 0, 0), "disagrees"),    # the median, not the mean
+])
+def test_under_pruning_is_of_the_rounded_median(errors, answer):
+    frame = made({"GraSP": 20}, ratios=(2, 8, 64), errors={"GraSP": errors})
+    assert published(frame, "VGG-16: GraSP nearly always under-prunes by 50 %") == answer
+
+
+@pytest.mark.parametrize("error, answer", [(-19, "disagrees"), (-20, "agrees"), (-50, "agrees"), (-51, "disagrees")])
+def test_obd_under_prunes_by_20_to_50_percent(error, answer):
+    frame = made({"OBD": 20}, "cnn", "mnist", errors={"OBD": (error, error)})
+    assert published(frame, "OBD under-prunes by 20-50 %") == answer
+
+
+@pytest.mark.parametrize("errors, answer", [
+    ((-10, -50, -20), "agrees"),        # the worst is in the middle
+    ((-50, -20, -46), "disagrees"), ((-50, -20, -44), "agrees"),
+    ((-12, -12, 10), "disagrees"),      # too much is an error too
+])
+def test_recovery_is_from_the_worst_to_the_last(errors, answer):
+    frame = made({"GraSP": 20, "OBD": 20}, "cnn", "mnist", (2, 8, 64), errors={"GraSP": errors, "OBD": errors})
+    assert published(frame, "both recover") == answer
+
+
+@pytest.mark.parametrize("errors, answer", [((0, -98), "agrees"), ((-98, 0), "disagrees"), ((0, -96.875), "disagrees")])
+def test_hardly_pruning_is_of_the_largest_ratio_and_less_than_twofold(errors, answer):
+    frame = made({"SynFlow": 20}, "resnet56", errors={"SynFlow": errors})
+    assert published(frame, "SynFlow hardly prunes") == answer
+
+
+# ---- one against another
+
+@pytest.mark.parametrize("grasp, snip, answer", [
+    ((90, 50), (55, 5), "agrees"), ((90, 50), (45, 5), "agrees"), ((90, 50), (55.1, 5), "disagrees"),
+    ((90, 30), (50, 5), "disagrees"), ((90, 50), (30, 5), "disagrees"), ((10, 50), (52, 10), "agrees"),
+    ((50, 10), (10, 50), "disagrees"), ((50, 13), (10, 50), "disagrees"), ((50, 10), (13, 50), "disagrees"),
+])
+def test_grasp_at_64_is_as_good_as_snip_at_32_where_both_live(grasp, snip, answer):
+    frame = made({"GraSP": grasp, "SNIP": snip}, reading="@run")
+    assert verdict(frame, "about as good as SNIP") == answer
+
+
+@pytest.mark.parametrize("first, second, answer", [(10, 10, "agrees"), (10, 60, "disagrees"), (60, 60, "disagrees"),
+                                                   (50, 50, "disagrees")])
+def test_grasp_loses_in_most_cases_to_snip_at_half_the_compression(first, second, answer):
+    tops = [{"SNIP": (50, 5), "GraSP": (5, grasp)} for grasp in (first, second)]
+    assert verdict(both(*tops, model="resnet56", reading="@run"), "GraSP loses to SNIP in most cases") == answer
+
+
+def losing(bases, count, ratios):
+    """Of these methods `count` cells below Random's 30 percent, the others at it, over the four networks."""
+    frame = everywhere(FLAT | {"Random": 30.0}, ratios=ratios)
+    rows = frame.index[frame["base"].isin(bases)]
+    frame.loc[rows, "top1"] = 30.0
+    frame.loc[rows[:count], "top1"] = 20.0
+    return frame
+
+
+@pytest.mark.parametrize("count, answer", [(48, "disagrees"), (49, "agrees")])
+def test_most_lose_is_more_than_half_and_a_tie_is_no_loss(count, answer):
+    frame = losing(tables.THESIS[:-1], count, (32, 64))
+    assert obtained(frame, "Most methods lose") == f"Random wins {count} of 96 comparisons"
+    assert published(frame, "Most methods lose") == answer
+
+
+@pytest.mark.parametrize("count, answer", [(32, "disagrees"), (33, "agrees")])
+def test_rarely_is_less_than_a_third(count, answer):
+    frame = losing(("GlobalMag", "GlobalLAP", "LayerMag", "LayerLAP"), count, (16, 32, 64))
+    assert published(frame, "rarely beat random") == answer
