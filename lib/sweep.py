@@ -123,7 +123,7 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
                 broken = fault  # raised only when what has finished beside it is stored
                 continue
             longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
-            for cell, outcome in zip(task, future.result(), strict=True):
+            for cell, outcome in zip(task, _outcomes(future, task), strict=True):
                 done += 1
                 awaited.discard(cell)
                 if isinstance(outcome, str):
@@ -138,12 +138,23 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
 
 
 def _fault(future: Future) -> BrokenExecutor | None:
-    """Why an executor has not computed a task: `compute` itself raises nothing."""
+    """Why an executor cannot compute any more: `compute` itself raises nothing."""
     try:
         error = future.exception()
     except CancelledError as cancelled:
         error = cancelled
-    return error and _broken(error)
+    return None if error is None or _deadly(error) else _broken(error)
+
+
+def _outcomes(future: Future, task: tuple) -> list[Record | str]:
+    error = future.exception()
+    return [str(error).split(". ")[0]] * len(task) if error else future.result()
+
+
+def _deadly(error: BaseException) -> bool:
+    """Whether it is a task that a cluster has given up, after several workers died of it: the others go on. (By name,
+    because where no cluster is asked for there may be no Dask.)"""
+    return type(error).__name__ == "KilledWorker"
 
 
 def _broken(error: BaseException) -> BrokenExecutor:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from distributed.scheduler import KilledWorker
 
 from lib import UserError, experiment, stack, sweep, trainer
 from lib.experiment import Cell
@@ -312,6 +313,23 @@ def test_a_killed_worker_is_a_sentence_and_loses_no_finished_cell(store, fill):
     with pytest.raises(UserError, match="worker process was killed"):
         fill(store, SHORT, executor=Broken())
     assert set(Store(store.path).records) == {cell.key for cell in SHORT[:1] + SHORT[2:]}
+
+
+class Deadly(Inline):
+    """A cluster whose workers, one after the other, die of the second task."""
+
+    def submit(self, function, *arguments):
+        future = super().submit(function, *arguments)
+        if len(self.tasks) == 2:
+            future = Future()
+            future.set_exception(KilledWorker("a task", SimpleNamespace(address="tcp://127.0.0.1:1"), 3))
+        return future
+
+
+def test_a_cell_of_which_workers_die_fails_and_the_others_go_on(store, fill):
+    [failure] = fill(store, SHORT, executor=Deadly())
+    assert failure.startswith(f"{SHORT[1]}: ") and "4 different workers, but all those workers died" in failure
+    assert set(store.records) == {cell.key for cell in SHORT[:1] + SHORT[2:]}
 
 
 class Gone(Broken):
