@@ -434,8 +434,9 @@ def _agree(both: pd.DataFrame, chance: float) -> dict[str, str]:
     level = 1.1 * chance * thesis_factor(10_000)
     either = (theirs <= level) | (ours <= level)
     coincide = ((theirs <= level) & (ours <= level)).sum()
+    ranked = len(both) > 2 and both.nunique().gt(1).all()    # where all are alike, as at chance, there are no ranks
     return {"median difference": f"{(ours - theirs).abs().median():.2f}" if len(both) else DASH,
-            "rank correlation": f"{stats.spearmanr(theirs, ours).statistic:.2f}" if len(both) > 2 else DASH,
+            "rank correlation": f"{stats.spearmanr(theirs, ours).statistic:.2f}" if ranked else DASH,
             "chance coincides": f"{coincide} of {int(either.sum())}" if len(both) else DASH}
 
 

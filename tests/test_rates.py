@@ -48,6 +48,31 @@ def test_the_rate_that_fits_and_the_one_that_does_not_are_named():
 def test_alike_verdicts_do_not_tell_the_rates_apart():
     text = rates.verdict_on(both(TOP, **ERRORS), RATES)
     assert "On none does the verdict differ, so they do not tell the rates apart" in text
+    assert "5 of the statements come out alike to the digit" in text
+
+
+def test_numbers_that_differ_are_not_alike_although_their_verdict_is():
+    text = rates.verdict_on(both(TOP | {"GraSP": 91}, **ERRORS), RATES)    # the four lead at both, by other numbers
+    assert "4 of the statements come out alike to the digit" in text and "On none does the verdict differ" in text
+
+
+def test_how_sure_a_verdict_is_depends_on_the_seeds_of_the_statement_that_has_fewest():
+    agree, other = grid(TOP, ratios=(2, 64), **ERRORS), grid(TOP | {"LAMP": 95}, ratios=(2, 64), **ERRORS)
+    seeds = lambda *frames: pd.concat([part.assign(seed=seed) for seed, part in enumerate(frames)], ignore_index=True)
+    sure = lambda frame: rates._how_sure(frame, RATES[0])
+    assert sure(seeds(agree)) == "What is said of 0.001 rests on one seed."
+    assert sure(seeds(agree, agree)) == "What is said of 0.001 holds for each of 2 seeds."
+    assert sure(seeds(agree, agree, other)) == "At 0.001 2 of 5 verdicts depend on the seed (3 seeds)."
+    part = agree[~((agree["method"] == "LAMP@run") & (agree["compression"] == 64))]      # not enough for two statements
+    assert sure(seeds(agree, part)) == "What is said of 0.001 rests on one seed."
+
+
+def test_places_are_compared_on_the_seeds_that_both_rates_have():
+    frame = both(TOP, **ERRORS)
+    beside = tables.at_rate(frame, RATES[0]).assign(seed=43)
+    beside.loc[beside["base"].isin(["LAMP", "LayerMag"]), "top1_thesis"] = 99.0
+    text = rates.verdict_on(pd.concat([frame, beside], ignore_index=True), RATES)
+    assert "Among the first four at r = 64 are 4 of 4 of the thesis at 0.001 and 4 of 4 of the thesis at 0.0001." in text
 
 
 def test_training_everything_less_is_no_agreement():
@@ -60,8 +85,13 @@ def test_training_everything_less_is_no_agreement():
 
 def test_a_mask_that_lets_nothing_pass_fails_at_every_rate():
     frame = both(TOP, **ERRORS)
-    frame.loc[(frame["method"] == "SNIP@run") & (frame["compression"] == 64), "collapsed"] = True
-    assert "Whatever the rate, SNIP cannot train at r = 64" in rates.verdict_on(frame, RATES)
+    at_64 = frame["compression"] == 64
+    frame.loc[frame["method"].isin(["SNIP@run", "LAMP@run"]) & at_64, "collapsed"] = True    # LAMP is not of the four
+    frame.loc[(frame["method"] == "GraSP@run") & ~at_64, "collapsed"] = True
+    frame.loc[(frame["method"] == "OBD@run") & at_64 & (frame["learning_rate"] == RATES[1]), "collapsed"] = True
+    assert rates.closed(tables.at_rate(frame, RATES[0])) == {"SNIP": [42]}
+    text = rates.verdict_on(frame, RATES)    # the main rate's masks are told; the same masks are made for the other
+    assert text.count("Whatever the rate") == 1 and "SNIP cannot train at r = 64" in text and "(seeds 42)" in text
 
 
 def test_rates_are_compared_on_the_seeds_that_both_have_and_the_other_seeds_say_how_sure_it_is():
@@ -83,14 +113,18 @@ def test_the_thesiss_four_stand_out():
     assert {name for name, line in lines.items() if line.get_alpha() is None} == set(claims.TOP_FOUR)
     assert all(line.get_color() == figures.LOOKS[name][0] for name, line in lines.items())
     assert set(figure.data["learning_rate"]) == set(RATES) and figure.data["seeds"].eq(1).all()
-    assert {text.get_text() for text in figure.axes[0].texts} == {"chance", "unpruned"}
+    levels = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
+    assert set(levels) == {"chance", "unpruned"} and levels["chance"] == pytest.approx(10 * tables.thesis_factor(10_000))
+    assert figure.axes[0].get_title().endswith("(0 of 5 statements agree)")
 
 
 def test_resnets_printed_numbers_beside_both_rates():
     table = rates.resnet(tables.frame([]), RATES)
     assert "0 of 5 numbers" in table.caption and set(table.body["at 0.001"]) == {"not run yet"}
     cells = {rate: cell("Dense", 1, "cifar10", "resnet56", rate=rate) for rate in RATES}
-    frame = tables.frame([record(cells[1e-3], (1000, 7000, 6900)), record(cells[1e-4], (1000, 3000, 4500))])
+    slow = [record(cell("Dense", 1, "cifar10", "resnet56", seed, 1e-4), (1000, 3000, top))
+            for seed, top in ((42, 4400), (43, 4600))]      # of which the mean counts
+    frame = tables.frame([record(cells[1e-3], (1000, 7000, 6900)), *slow])
     table = rates.resnet(frame, RATES)
     assert "2 of 5 numbers" in table.caption and "nearer to the printed one: 0.001 in 2 and 0.0001 in 0" in table.caption
     assert table.body.iloc[0].tolist() == ["SynFlow, r = 32", "Dense, r = 1", "69.73", "69.22", "44.50"]

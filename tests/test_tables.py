@@ -109,6 +109,23 @@ def test_interval_is_students():
 def test_coverage_counts_the_dense_cell_once():
     frame = tables.frame([record(cell("LAMP")), record(cell("Dense", 1))])
     assert tables.coverage(frame, ["LAMP", "GlobalMag"], [1, 32], "top1") == (2, 3)
+    two = tables.frame(record(cell(*of, seed=seed)) for of in (("LAMP", 32), ("Dense", 1)) for seed in (1, 2))
+    assert tables.coverage(two, ["LAMP", "GlobalMag"], [1, 32], "top1") == (4, 6)
+
+
+def test_the_factor_is_that_of_the_test_images_there_are():
+    rows = tables.frame([record(cell())])
+    assert tables.factor_of(rows, "run") == tables.factor_of(rows.iloc[:0], "run") == 10_000 / (79 * 128)
+    assert tables.factor_of(rows.assign(test_images=300), "run") == 300 / 384
+    assert tables.factor_of(rows, "published") == tables.factor_of(rows, "written") == 1
+
+
+def test_the_audit_of_a_mask_stands_in_its_row():
+    of = record(cell(), achieved=31, released=33)
+    of.report |= {"empty_layers": ["a", "b"], "effective_compression": 40.0, "collapsed": True}
+    row = tables.frame([of]).iloc[0]
+    assert row["empty_layers"] == 2 and row["collapsed"] and row["effective_compression"] == 40
+    assert row[["compression", "compression_achieved", "compression_released"]].tolist() == [32, 31, 33]
 
 
 def test_stand_ins_play_a_part_only_where_the_real_set_is_not():
@@ -119,7 +136,8 @@ def test_stand_ins_play_a_part_only_where_the_real_set_is_not():
 
 def test_the_tables_take_the_thesis_ratios_or_the_two_largest():
     assert tables.high_ratios([1, 2, 32, 64]) == (32, 64) == tables.high_ratios([32, 64, 128])
-    assert tables.high_ratios([1, 4, 8, 16]) == (8, 16)
+    assert tables.high_ratios([1, 4, 8, 16]) == (8, 16) and tables.high_ratios([4, 8]) == (4, 8)
+    assert tables.high_ratios([8]) == (32, 64)
 
 
 def lines(table):
@@ -432,6 +450,13 @@ def test_provenance_tells_the_store_by_its_bytes(tmp_path):
 def test_progress_counts_what_is_there():
     frame = tables.frame([record(cell("SNIP"))], [cell("SNIP"), cell("LAMP")])
     assert tables.progress(frame).body["cells"].tolist() == ["1 of 2"]
+    cells = [cell("SNIP", seed=1), cell("SNIP", seed=2), cell("LAMP", seed=1), cell("OBD", seed=3)]
+    cells.append(cell("GraSP", seed=1, epochs=0))
+    found = [record(cells[0]), record(cells[1], diverged=1), record(cells[2]), record(cells[4])]
+    found[2].report |= {"collapsed": True}
+    line = tables.progress(tables.frame(found, cells)).body.iloc[0].to_dict()
+    assert line == {"data set": "MNIST", "model": "CNN", "learning rate": "0.001", "seeds begun": "2 of 3",
+                    "cells": "4 of 5", "trained": 3, "masks that let nothing pass": 1, "diverged": 1}
 
 
 def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there():
@@ -442,6 +467,7 @@ def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there
     rows = rows.assign(**dict.fromkeys(tables._RECIPE, 1))
     body = tables.agreement(rows).body
     assert len(body) == 8 and set(body["cells"]) == {"13 of 13"}
+    assert body.loc[0, ["top-5: chance coincides", "top-1: chance coincides"]].tolist() == ["4 of 4"] * 2
     assert set(body["top-1: median difference"]) == {"0.00"} and set(body["top-5: rank correlation"]) == {"1.00"}
     coincide = [text.split(" of ") for text in body["top-1: chance coincides"]]
     assert all(both == either for both, either in coincide)
@@ -453,3 +479,26 @@ def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there
     some = tables.agreement(rows[rows["base"].isin(["SNIP", "LAMP"])]).body
     assert set(some["cells"]) == {"2 of 13"} and set(some["top-1: rank correlation"]) == {"–"}
     assert set(tables.agreement(rows.iloc[:0]).body["top-1: median difference"]) == {"–"}
+
+
+def test_agreement_by_hand():
+    # Differences 1, -3 and 10; at most 1.1 × 10 × 0.98892 = 10.878 is chance: theirs once, ours twice, both once.
+    both = pd.DataFrame({"theirs": [9.8, 13.87, 20.0], "ours": [10.8, 10.87, 30.0]})
+    assert tables._agree(both, 10) == {"median difference": "3.00", "rank correlation": "1.00", "chance coincides": "1 of 2"}
+    assert tables._agree(both.assign(ours=[10.89, 30.0, 20.0]), 10) == {
+        "median difference": "1.09", "rank correlation": "0.50", "chance coincides": "0 of 1"}
+    assert tables._agree(both.iloc[:2], 10)["rank correlation"] == "–"
+    assert tables._agree(both.iloc[:0], 10)["chance coincides"] == "–"
+    assert tables._agree(both.assign(ours=10.0), 10)["rank correlation"] == "–"      # all alike have no ranks
+
+
+def test_agreement_is_of_the_mean_over_seeds_of_run_alone():
+    printed = tables.thesis().query("model == 'vgg16' and dataset == 'cifar10' and compression == 32")
+    factor = tables.thesis_factor(10_000)
+    frame = tables.frame(
+        record(cell(row.method + reading, 32, "cifar10", "vgg16", seed), [round(100 * row.top1 / factor) + off] * 3)
+        for row in printed.itertuples()
+        for reading, seed, off in (("@run", 1, 300), ("@run", 2, -300), ("", 1, 900), ("", 2, 900)))
+    body = tables.agreement(frame).body
+    line = body[body["cells"] != "0 of 13"].iloc[0]
+    assert (line["cells"], line["top-1: median difference"]) == ("13 of 13", "0.00")
