@@ -100,6 +100,20 @@ def test_another_batch_changes_the_batch_and_nothing_else(answered):
     assert {row["against"] for row in rows(answered, "variation", "LAMP")} == {"another seed"}
 
 
+def test_another_seed_is_the_next_one(answered):
+    each, images = study("variation", "LAMP"), experiment.images_of(study("variation").cell("Dense"))
+    cells = [each.cell(ratio=4.0, seed=seed) for seed in (42, 43)]
+    kept = [audit.pack(experiment.masks_of(cell, experiment.network(cell, images), images)) for cell in cells]
+    row = next(row for row in rows(answered, "variation", "LAMP") if row["ratio"] == 4)
+    assert row["jaccard"] == audit.jaccard(*kept)
+
+
+@pytest.mark.parametrize("width, ratios", [(0.125, [2, 4, 8]), (1.0, [2, 4, 8, 16, 32, 64])])
+def test_hypotheses_are_asked_at_the_powers_of_two_that_are_reached(width, ratios):
+    found = audit.run(study("signed", "GraSP", width=width)).rows
+    assert [row["ratio"] for row in found if row["what"] == "ratio"] == ratios
+
+
 def test_the_critical_compression_is_the_edge_of_collapse(answered):
     for method in ("GlobalMag", "Random", "LAMP"):
         each = study("critical", method)
