@@ -60,7 +60,7 @@ def test_the_spread_is_the_median_over_pruned_networks_that_live():
 
 
 def test_what_the_last_epoch_brought_is_told_of_the_living():
-    ends = ended(("Dense", 1.0, 1, 90, 1.5, True), ("Dense@xavier_normal", 1.0, 1, 90, 7.5, True),
+    ends = ended(("Dense", 1.0, 1, 90, 1.5, True), ("Dense@xavier_normal", 1.0, 1, 90, 2.5, True),
                  ("SNIP@run", 4.0, 1, 80, 2, True), ("LAMP@run", 4.0, 1, 70, 3, True), ("OBD@run", 64.0, 1, 40, 10, True),
                  *((name, ratio, 1, 10, 0, False) for name in ("GraSP@run", "Random@run") for ratio in (4.0, 64.0)))
     told = training._told(ends, 1e-3, math.nan)
