@@ -194,7 +194,7 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
                  precision: str = "float32") -> list[Record]:
     """The records of cells that differ in method and compression only, trained in lock-step on one device (`lib.stack`).
 
-    They agree with `run`'s to rounding. `seconds` of a record are its share of the group's. Raises as `run` does.
+    They are `run`'s, bit for bit. `seconds` of a record are its share of the group's. Raises as `run` does.
     """
     first, began = cells[0], time.perf_counter()
     if {cell.stack_key for cell in cells} != {first.stack_key}:

@@ -1,21 +1,17 @@
-"""Trains many sparse copies of one network in lock-step: their weights are stacked, their batches are the same.
+"""Trains many sparse copies of one network in lock-step, on the same batches.
 
-All cells of a network, data set and seed share initial shapes, the order of the images, augmentation and dropout
-(`experiment.generator`), and differ in weights and masks. One small network leaves an accelerator nearly idle; K of them,
-stacked by `torch.func.vmap` (convolutions become grouped ones), fill it. Each copy computes what `trainer.train` would:
-the same sums in another order, so the two agree to rounding.
+All cells of a network, data set and seed share the order of the images, augmentation and dropout (`experiment.generator`),
+and differ in weights and masks. One small network leaves an accelerator nearly idle; K of them, side by side (`lib.lanes`),
+fill it. Each copy computes what `trainer.train` would, in the same order: its neighbours do not move a bit of it.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.functional import cross_entropy
 
 from lib import pruning, trainer
 from lib.data import Data
-from lib.trainer import MOMENTUM, TEST_BATCH, History
+from lib.lanes import Lanes
+from lib.trainer import History, Learner
 
 
 def train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, *, epochs: int, learning_rate: float,
@@ -50,62 +46,9 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rate: float,
            generator: torch.Generator, batch_size: int, precision: str) -> list[History]:
     trainer.check(models[0], data, epochs, learning_rate, batch_size, precision)
-    for model, its in zip(models, masks):
-        pruning.check(model, its)
-    parameters, buffers = stack_module_state(models)
-    kept = {name: torch.stack([its[name] for its in masks]).to(parameters[name].dtype) for name in masks[0]}
-    with torch.no_grad():
-        for name, mask in kept.items():
-            parameters[name].mul_(mask)
-    optimizer = torch.optim.SGD(parameters.values(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
-    histories = [History() for _ in models]
-    with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
+    learners = [Learner(model, its, learning_rate, precision) for model, its in zip(models, masks)]
+    lanes = Lanes(data.train_images.device, len(learners))
+    with trainer.own_randomness(data):
         for epoch in range(epochs + 1):
-            losses = (_epoch(models[0], parameters, buffers, kept, optimizer, data, batch_size, generator, precision)
-                      if epoch else None)
-            tested = _evaluate(models[0], parameters, buffers, data)
-            for copy, history in enumerate(histories):
-                if history.diverged is None:
-                    history.add(epoch, None if losses is None else float(losses[copy]), tested[copy])
-    for copy, model in enumerate(models):
-        model.load_state_dict({name: value[copy] for name, value in (parameters | buffers).items()})
-    return histories
-
-
-def _forward(model: nn.Module, parameters: dict, buffers: dict, images: Tensor) -> Tensor:
-    """Logits (copies, images, classes). All copies drop the same units, as they do when each is trained alone."""
-    return vmap(lambda own, state: functional_call(model, (own, state), (images,)), randomness="same")(parameters, buffers)
-
-
-def _epoch(model: nn.Module, parameters: dict, buffers: dict, kept: dict, optimizer: torch.optim.Optimizer, data: Data,
-           batch_size: int, generator: torch.Generator, precision: str) -> Tensor:
-    """One pass over the shuffled training images, in `trainer`'s order; returns each copy's mean loss per image."""
-    model.train()
-    order = trainer.order(data, generator)
-    total = 0
-    for index in order.split(batch_size):
-        images, labels = trainer.batch(data, index, generator)
-        with trainer.computing(precision, images.device):
-            logits = _forward(model, parameters, buffers, images).to(images.dtype)
-        losses = vmap(cross_entropy, in_dims=(0, None))(logits, labels)
-        optimizer.zero_grad()
-        losses.sum().backward()   # each copy's loss has a slope of 1: its gradient is its own
-        for name, mask in kept.items():
-            parameters[name].grad.mul_(mask)
-        optimizer.step()
-        total = total + losses.detach() * len(index)
-    return total / len(order)
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, parameters: dict, buffers: dict, data: Data) -> list[dict]:
-    """What `trainer.evaluate` says of each copy."""
-    model.eval()
-    sums = 0
-    for images, labels in zip(data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH)):
-        logits = _forward(model, parameters, buffers, data.normalise(images))
-        best = logits.topk(min(5, logits.shape[2])).indices == labels[:, None]
-        loss = vmap(lambda each: cross_entropy(each, labels, reduction="sum"))(logits).double()
-        sums = sums + torch.stack([loss, best[:, :, 0].sum(1).double(), best.sum((1, 2)).double()])
-    return [{"test_loss": loss / len(data.test_labels) if math.isfinite(loss) else None, "top1": int(one), "top5": int(five)}
-            for loss, one, five in sums.T.tolist()]
+            trainer.advance(learners, lanes, data, epoch, batch_size, generator)
+    return [learner.history for learner in learners]

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lib import UserError, pruning
 from lib.data import Data, augment
+from lib.lanes import Lanes
 from lib.scorers.common import check_batchnorm
 
 MOMENTUM = 0.9
@@ -37,6 +38,33 @@ class History(list):
             self.diverged = epoch
 
 
+class Learner:
+    """A masked network in training. What its steps and tests add up stays on the device, so that nothing waits for it."""
+
+    def __init__(self, model: nn.Module, masks: pruning.Masks, learning_rate: float, precision: str):
+        model.to(memory_format=getattr(model, "layout", torch.preserve_format))
+        pruning.apply(model, masks)
+        self.model, self.precision, self.history = model, precision, History()
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
+        device = next(model.parameters()).device
+        self.loss = torch.zeros((), device=device)                            # summed over images of an epoch
+        self.marks = torch.zeros(3, dtype=torch.float64, device=device)       # of a test: see `_marks`
+
+    def learn(self, images: Tensor, labels: Tensor) -> None:
+        """A step of SGD on a batch."""
+        with computing(self.precision, images.device):
+            logits = self.model(images).to(images.dtype)
+        loss = cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.loss += loss.detach() * len(labels)
+
+    def answer(self, images: Tensor, labels: Tensor) -> None:
+        """A batch of a test."""
+        self.marks += _marks(self.model, images, labels)
+
+
 def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, learning_rate: float,
           generator: torch.Generator, batch_size: int = 128, said: Callable[[dict], None] | None = None,
           checkpoint: Path | None = None, precision: str = "float32") -> History:
@@ -51,16 +79,13 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     others.
     """
     check(model, data, epochs, learning_rate, batch_size, precision)
-    model.to(memory_format=getattr(model, "layout", torch.preserve_format))
-    pruning.apply(model, masks)
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM, nesterov=True)
-    history, state = History(), {"model": model, "optimizer": optimizer, "generator": generator}
+    learner, lanes = Learner(model, masks, learning_rate, precision), Lanes(data.train_images.device, 1)
+    history, state = learner.history, {"model": model, "optimizer": learner.optimizer, "generator": generator}
     _resume(checkpoint, state, history)
     saved = time.monotonic()
-    with torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else []):
+    with own_randomness(data):
         for epoch in range(len(history), epochs + 1):
-            loss = _epoch(model, optimizer, data, batch_size, generator, precision) if epoch else None
-            history.add(epoch, loss, evaluate(model, data))
+            advance([learner], lanes, data, epoch, batch_size, generator)
             if said:
                 said(history[-1])
             if history.diverged is not None:
@@ -71,6 +96,21 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return history
+
+
+def advance(learners: list[Learner], lanes: Lanes, data: Data, epoch: int, batch_size: int,
+            generator: torch.Generator) -> None:
+    """Trains learners for an epoch (none if it is 0) on the same batches, tests them, and adds to their histories, but to
+    those that have diverged."""
+    losses = _epoch(learners, lanes, data, batch_size, generator) if epoch else [None] * len(learners)
+    for learner, loss, tested in zip(learners, losses, _tests(learners, lanes, data)):
+        if learner.history.diverged is None:
+            learner.history.add(epoch, loss, tested)
+
+
+def own_randomness(data: Data) -> AbstractContextManager:
+    """A context that leaves the global generators, which dropout draws from, as it finds them."""
+    return torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else [])
 
 
 def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:
@@ -104,10 +144,10 @@ def _resume(checkpoint: Path | None, state: dict, history: History) -> None:
     if checkpoint is None or not checkpoint.exists():
         return
     try:
-        values = torch.load(checkpoint, weights_only=True)
+        values = torch.load(checkpoint, weights_only=True, map_location=next(state["model"].parameters()).device)
         state["model"].load_state_dict(values["model"])
         state["optimizer"].load_state_dict(values["optimizer"])
-        state["generator"].set_state(values["generator"])
+        state["generator"].set_state(values["generator"].cpu())
         history.extend(values["history"])
     except Exception as error:   # whatever a damaged file makes torch raise
         raise UserError(f"{checkpoint} is no checkpoint of this training ({' '.join(str(error).split())[:200]}): delete it, "
@@ -119,22 +159,16 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batch_size: int,
-           generator: torch.Generator, precision: str) -> float:
-    """One pass over the shuffled training images; returns the mean loss per image."""
-    model.train()
+def _epoch(learners: list[Learner], lanes: Lanes, data: Data, batch_size: int, generator: torch.Generator) -> list[float]:
+    """One pass over the shuffled training images; returns each learner's mean loss per image."""
+    for learner in learners:
+        learner.model.train()
+        learner.loss.zero_()
     shuffled = order(data, generator)
-    total = torch.zeros((), device=shuffled.device)
     for index in shuffled.split(batch_size):
-        images, labels = batch(data, index, generator)
-        with computing(precision, images.device):
-            logits = model(images).to(images.dtype)
-        loss = cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
-    return float(total) / len(shuffled)
+        lanes.each("learn", [learner.learn for learner in learners], *batch(data, index, generator))
+    lanes.join()
+    return [float(learner.loss) / len(shuffled) for learner in learners]
 
 
 def order(data: Data, generator: torch.Generator) -> Tensor:
@@ -155,15 +189,38 @@ def batch(data: Data, index: Tensor, generator: torch.Generator | None) -> tuple
 
 
 @torch.no_grad()
+def _tests(learners: list[Learner], lanes: Lanes, data: Data) -> list[dict]:
+    """What `evaluate` says of each learner's network."""
+    for learner in learners:
+        learner.model.eval()
+        learner.marks.zero_()
+    for images, labels in _test_batches(data):
+        lanes.each("answer", [learner.answer for learner in learners], images, labels)
+    lanes.join()
+    return [_result(learner.marks, data) for learner in learners]
+
+
+@torch.no_grad()
 def evaluate(model: nn.Module, data: Data) -> dict:
     """test_loss (mean), top1 and top5 (counts, of all test images), in eval mode. A loss that is not finite is None."""
     model.eval()
-    loss, top1, top5 = 0.0, 0, 0
+    return _result(sum(_marks(model, images, labels) for images, labels in _test_batches(data)), data)
+
+
+def _test_batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
     for images, labels in zip(data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH)):
-        logits = model(data.normalise(images))
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-        top1 += int(best[:, 0].sum())
-        top5 += int(best.sum())
+        yield data.normalise(images), labels
+
+
+def _marks(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of a batch of test images, float64 (3,): summed loss, right at once, right in five."""
+    logits = model(images)
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    loss = cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
+
+
+def _result(marks: Tensor, data: Data) -> dict:
+    loss, top1, top5 = marks.tolist()
     loss /= len(data.test_labels)
-    return {"test_loss": loss if math.isfinite(loss) else None, "top1": top1, "top5": top5}
+    return {"test_loss": loss if math.isfinite(loss) else None, "top1": int(top1), "top5": int(top5)}

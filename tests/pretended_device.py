@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from lib import data as data_module
-from lib import models, pruning, stack, trainer
+from lib import models, pruning, trainer
+from lib.lanes import Lanes
 from lib.scorers import SCORERS, obd
 from tests.test_trainer import noise, seeded
 
@@ -94,17 +95,13 @@ def test_calibration_and_audit_work_where_the_model_is(model, card):
     assert all_on(card, pruning.on_path(model, masks))
 
 
-def test_an_epoch_is_trained_and_tested_where_the_model_is(model, data, card):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    trainer._epoch(model, optimizer, data, 16, seeded(), "float32")
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_epoch_is_trained_and_tested_where_the_models_are(count, model, data, card, monkeypatch):
+    monkeypatch.setattr(pruning, "apply", lambda model, masks: None)   # it asks whether a mask keeps everything
+    monkeypatch.delattr(models.ResNet, "layout")                       # what is pretended cannot be laid out anew
+    learners = [trainer.Learner(each, {}, 0.1, "float32")
+                for each in [model, moved(copy.deepcopy(model), card)][:count]]
+    trainer.advance(learners, Lanes(torch.device(card), count), data, 1, 16, seeded())
+    assert all_on(card, dict(learners[-1].model.named_parameters()))
+    assert learners[-1].loss.device.type == learners[-1].marks.device.type == card
     trainer.evaluate(model, data)
-    assert all_on(card, dict(model.named_parameters()))
-
-
-def test_copies_in_lock_step_too(model, data, card):
-    parameters, buffers = torch.func.stack_module_state([model, moved(copy.deepcopy(model), card)])
-    kept = {name: torch.empty(parameters[name].shape, device=card) for name in pruning.prunable(model)}
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9, nesterov=True)
-    losses = stack._epoch(model, parameters, buffers, kept, optimizer, data, 16, seeded(), "float32")
-    assert losses.device.type == card
-    stack._evaluate(model, parameters, buffers, data)

@@ -1,13 +1,13 @@
 """Training many sparse copies of one network: ways to do it against each other, in copies times images per second.
 
     python -m tests.benchmarks.bench_stack --data DIR --model resnet56
-    python -m tests.benchmarks.bench_stack --data DIR --model vgg16 --device cuda --precision bf16
+    python -m tests.benchmarks.bench_stack --data DIR --model vgg16 --device cuda --copies 12 --precision bf16
 
-One after the other: `trainer.train`. \
-Lock-step, stacked: `stack.train`, K copies by `torch.func.vmap`, whose convolutions are
-grouped ones. Lock-step, in branches: the batch is made once, and each copy's step follows in turn (what one CUDA graph
-with a branch for each copy would capture). Processes: as a sweep runs, a cell in each; only on the processor, one thread
-each. All on the same first images, without a test after the epoch.
+One after the other: `trainer.train`. Lock-step, side by side: `stack.train`, each copy in a lane of its own, on a card
+recorded and replayed. Lock-step, stacked: one network of K times the weights, by `torch.func.vmap`, whose convolutions are
+grouped ones; on a card recorded and replayed too. Processes: as a sweep runs, a cell in each; only on the processor, one
+thread each. All on the same first images; one epoch to begin with, which is not timed (a card records its steps in it), and
+no test in between.
 """
 
 import os
@@ -15,11 +15,13 @@ import time
 from functools import partial
 
 import torch
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from lib import pruning, stack, sweep, trainer
+from lib import sweep, trainer
+from lib.lanes import Lanes
 from tests.benchmarks import bench_trainer, measure
-from tests.benchmarks.bench_trainer import BATCH, RATE, SETS, cell
+from tests.benchmarks.bench_trainer import RATE, SETS, cell
 
 
 def generator() -> torch.Generator:
@@ -36,46 +38,64 @@ def copies(options) -> tuple[list, list]:
             [{name: mask.to(options.device) for name, mask in masks.items()} for _, masks in made])
 
 
-def timed(options, train) -> float:
-    """Copies times images per second."""
-    data, (models, masks) = images(options), copies(options)
-    began = time.perf_counter()
-    train(models, masks, data)
-    if options.device != "cpu":
-        torch.cuda.synchronize()
-    return len(models) * options.images / (time.perf_counter() - began)
+class Stacked:
+    """K copies as one network of stacked weights."""
+
+    def __init__(self, models: list, masks: list, precision: str):
+        self.model, self.precision = models[0].train(), precision
+        self.parameters, self.buffers = stack_module_state(models)
+        self.kept = {name: torch.stack([its[name] for its in masks]).to(torch.float32) for name in masks[0]}
+        with torch.no_grad():
+            for name, mask in self.kept.items():
+                self.parameters[name].mul_(mask)
+        self.optimizer = torch.optim.SGD(self.parameters.values(), lr=RATE, momentum=trainer.MOMENTUM, nesterov=True)
+
+    def learn(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        forward = vmap(lambda own, state: functional_call(self.model, (own, state), (images,)), randomness="same")
+        with trainer.computing(self.precision, images.device):
+            logits = forward(self.parameters, self.buffers).to(images.dtype)
+        self.optimizer.zero_grad()
+        vmap(cross_entropy, in_dims=(0, None))(logits, labels).sum().backward()
+        for name, mask in self.kept.items():
+            self.parameters[name].grad.mul_(mask)
+        self.optimizer.step()
+
+
+def timed(options, works: list, data, lanes: Lanes) -> float:
+    """Seconds of an epoch in which each work takes every batch, after one that is not timed."""
+    for _ in range(2):
+        began, own = time.perf_counter(), generator()
+        for index in trainer.order(data, own).split(bench_trainer.BATCH):
+            lanes.each("learn", works, *trainer.batch(data, index, own))
+        lanes.join()
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def learners(options) -> list:
+    made = [trainer.Learner(model, its, RATE, options.precision) for model, its in zip(*copies(options))]
+    for learner in made:
+        learner.model.train()
+    return made
 
 
 def one_by_one(options) -> float:
-    def train(models, masks, data):
-        for model, its in zip(models, masks):
-            trainer.train(model, its, data, epochs=1, learning_rate=RATE, generator=generator(), precision=options.precision)
+    data = images(options)
+    return options.copies * options.images / sum(
+        timed(options, [each.learn], data, Lanes(data.train_images.device, 1)) for each in learners(options))
 
-    return timed(options, train)
+
+def side_by_side(options) -> float:
+    data = images(options)
+    return options.copies * options.images / timed(
+        options, [each.learn for each in learners(options)], data, Lanes(data.train_images.device, options.copies))
 
 
 def stacked(options) -> float:
-    return timed(options, lambda models, masks, data: stack.train(
-        models, masks, data, epochs=1, learning_rate=RATE, generator=generator(), precision=options.precision))
-
-
-def branches(options) -> float:
-    def train(models, masks, data):
-        for model, its in zip(models, masks):
-            model.to(memory_format=getattr(model, "layout", torch.preserve_format)).train()
-            pruning.apply(model, its)
-        weights = [parameter for model in models for parameter in model.parameters()]
-        optimizer, own = torch.optim.SGD(weights, lr=RATE, momentum=0.9, nesterov=True), generator()
-        for index in trainer.order(data, own).split(BATCH):
-            inputs, labels = trainer.batch(data, index, own)
-            optimizer.zero_grad()
-            for model in models:
-                with trainer.computing(options.precision, inputs.device):
-                    logits = model(inputs)
-                cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
-
-    return timed(options, train)
+    data = images(options)
+    return options.copies * options.images / timed(
+        options, [Stacked(*copies(options), options.precision).learn], data, Lanes(data.train_images.device, 1))
 
 
 def processes(workers, options) -> float:
@@ -90,13 +110,13 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--model", choices=SETS, default="resnet56", help="the network (resnet56)")
     parser.add_argument("--copies", type=int, default=2, help="K (2)")
-    parser.add_argument("--images", type=int, default=2 * BATCH, help="training images (256)")
+    parser.add_argument("--images", type=int, default=2 * bench_trainer.BATCH, help="training images (256)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--precision", choices=trainer.PRECISIONS, default="float32")
     options = parser.parse_args()
     print(f"{measure.machine()}; {options.copies} copies of {options.model}, {options.device}, {options.precision}",
           flush=True)
-    ways = {"one after the other": one_by_one, "lock-step, stacked": stacked, "lock-step, in branches": branches}
+    ways = {"one after the other": one_by_one, "lock-step, side by side": side_by_side, "lock-step, stacked": stacked}
     sides = {name: partial(way, options) for name, way in ways.items()}
     with measure.process(os.cpu_count(), sweep._prepare) as workers:
         if options.device == "cpu":
