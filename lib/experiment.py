@@ -80,9 +80,8 @@ class Cell:
 
     @property
     def stack_key(self) -> tuple:
-        """Cells that share it can be trained in lock-step: the same images in the same order, by the same recipe."""
-        return (self.dataset, self.model, self.seed, self.epochs, self.learning_rate, self.batch_size, self.width,
-                self.train_images)
+        """Cells that share it can be trained in lock-step: the same network, and the same images in the same order."""
+        return (self.dataset, self.model, self.seed, self.epochs, self.batch_size, self.width, self.train_images)
 
     @property
     def task(self) -> object:
@@ -192,20 +191,20 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
 
 def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu",
                  precision: str = "float32") -> list[Record]:
-    """The records of cells that differ in method and compression only, trained in lock-step on one device (`lib.stack`).
+    """The records of cells that differ in method, compression and learning rate only, trained in lock-step on one device (`lib.stack`).
 
     They are `run`'s, bit for bit. `seconds` of a record are its share of the group's. Raises as `run` does.
     """
     first, began = cells[0], time.perf_counter()
     if {cell.stack_key for cell in cells} != {first.stack_key}:
-        raise UserError("Cells that are trained together must share everything but method and compression.")
+        raise UserError("Cells that are trained together must share everything but method, compression and learning rate.")
     images = images_of(first, data_root)
     models = [network(cell, images).to(device) for cell in cells]
     masks = [masks_of(cell, model, images) for cell, model in zip(cells, models)]
     reports = [audited(model, its) for model, its in zip(models, masks)]
     histories = stack.train(
-        models, masks, images.to(device), epochs=first.epochs, learning_rate=first.learning_rate,
-        batch_size=first.batch_size, generator=generator(first, "training"), precision=precision)
+        models, masks, images.to(device), epochs=first.epochs, batch_size=first.batch_size,
+        learning_rates=[cell.learning_rate for cell in cells], generator=generator(first, "training"), precision=precision)
     share = round((time.perf_counter() - began) / len(cells), 3)
     common = circumstances(device, precision) | {"seconds": share, "stacked": len(cells)}
     return [Record(cell.key, VERSION, cell, report, list(history), len(images.test_labels),

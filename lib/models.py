@@ -106,6 +106,7 @@ class VGG16(nn.Module):
     """ShrinkBench's `vgg_bn_drop`: 13 convolutions with bias, BatchNorm and dropout, and two linear layers."""
 
     input_shape = (3, 32, 32)
+    layout = torch.channels_last   # of weights and signals in training
     stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
     def __init__(self, num_classes: int, width: float):

@@ -89,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
     add("--device", metavar="NAME", help="where cells train, such as cuda or cuda:1 "
                                          "(default: cuda where there is one, else cpu); "
                                          "one worker for a device unless --workers says more")
-    add("--stack", type=int, metavar="K", help="how many cells that differ in method and compression only "
-                                               "train in lock-step (default: 16 on cuda, 1 on cpu); "
+    add("--stack", type=int, metavar="K", help="how many cells that differ in method, compression and "
+                                               "learning rate only train in lock-step (default: 16 on cuda, 1 on cpu); "
                                                "halved where memory runs out")
     add("--precision", choices=trainer.PRECISIONS, default="float32",
         help="of what layers compute while they train (default: float32). "

@@ -40,8 +40,8 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started, nor before
     it one that, by those of its kind that were computed in this run, would not end in time. device, precision: where and in
-    what cells train. stack: how many trained cells that differ in method and compression only train in lock-step
-    (`lib.stack`).
+    what cells train. stack: how many trained cells that differ in method, compression and learning rate only train in
+    lock-step (`lib.stack`).
     A cell that has a twin (`experiment.twin`), missing too or in the store, comes after it and shows its training where
     `experiment.served` allows that and the precision is the one asked for: so the number of workers and the order of
     the cells do not matter.

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from lib.scorers.common import check_batchnorm
 
 MOMENTUM = 0.9
 TEST_BATCH = 128
-# Of what layers compute in training; weights, momentum, loss and every test are float32 in both.
+# Of what layers compute in training; weights, momentum, loss and every test are float32 in both (but for `conditions`).
 PRECISIONS = ("float32", "bf16")
 SAVE_EVERY = 60   # seconds between checkpoints: a short cell writes none
 
@@ -83,7 +83,7 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     history, state = learner.history, {"model": model, "optimizer": learner.optimizer, "generator": generator}
     _resume(checkpoint, state, history)
     saved = time.monotonic()
-    with own_randomness(data):
+    with conditions(data, precision):
         for epoch in range(len(history), epochs + 1):
             advance([learner], lanes, data, epoch, batch_size, generator)
             if said:
@@ -108,9 +108,14 @@ def advance(learners: list[Learner], lanes: Lanes, data: Data, epoch: int, batch
             learner.history.add(epoch, loss, tested)
 
 
-def own_randomness(data: Data) -> AbstractContextManager:
-    """A context that leaves the global generators, which dropout draws from, as it finds them."""
-    return torch.random.fork_rng(devices=[data.train_images.device] if data.train_images.is_cuda else [])
+@contextmanager
+def conditions(data: Data, precision: str) -> Iterator[None]:
+    """What all training happens in: global generators, which dropout draws from, that are left as they are found, and on a
+    card sums in an order that does not change; its float32 is rounded to ten bits in the tests of bf16 alone."""
+    images = data.train_images
+    with (torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+          torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=precision == "bf16")):
+        yield
 
 
 def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:

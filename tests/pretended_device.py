@@ -98,7 +98,8 @@ def test_calibration_and_audit_work_where_the_model_is(model, card):
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_epoch_is_trained_and_tested_where_the_models_are(count, model, data, card, monkeypatch):
     monkeypatch.setattr(pruning, "apply", lambda model, masks: None)   # it asks whether a mask keeps everything
-    monkeypatch.delattr(models.ResNet, "layout")                       # what is pretended cannot be laid out anew
+    for network in (models.VGG16, models.ResNet):
+        monkeypatch.delattr(network, "layout")   # what is pretended cannot be laid out anew
     learners = [trainer.Learner(each, {}, 0.1, "float32")
                 for each in [model, moved(copy.deepcopy(model), card)][:count]]
     trainer.advance(learners, Lanes(torch.device(card), count), data, 1, 16, seeded())

@@ -27,10 +27,12 @@ def sparse(made):
 
 
 def alone(made, masks, data, **options):
-    return [trainer.train(model, its, data, generator=seeded(5), **options) for model, its in zip(made, masks)]
+    return [trainer.train(model, its, data, generator=seeded(5), learning_rate=rate, **options)
+            for model, its, rate in zip(made, masks, RATES)]
 
 
-RECIPE = {"epochs": 2, "learning_rate": 0.01, "batch_size": 16}
+RECIPE = {"epochs": 2, "batch_size": 16}
+RATES = [0.01, 0.02, 0.01]
 
 
 @pytest.mark.parametrize("precision", trainer.PRECISIONS)
@@ -39,7 +41,7 @@ def test_each_copy_is_what_it_is_alone_bit_for_bit(name, shape, precision):
     data = noise(shape, augmented=shape[0] == 3)
     together, apart = networks(name), networks(name)
     masks = sparse(together)
-    histories = stack.train(together, masks, data, generator=seeded(5), precision=precision, **RECIPE)
+    histories = stack.train(together, masks, data, generator=seeded(5), learning_rates=RATES, precision=precision, **RECIPE)
     assert histories == alone(apart, masks, data, precision=precision, **RECIPE)
     for model, expected, its in zip(together, apart, masks):
         for (key, value), other in zip(model.state_dict().items(), expected.state_dict().values()):
@@ -49,7 +51,7 @@ def test_each_copy_is_what_it_is_alone_bit_for_bit(name, shape, precision):
 
 def test_the_global_generator_is_left_as_it_was():
     made, before = networks("vgg16"), torch.get_rng_state()
-    stack.train(made, sparse(made), noise((3, 32, 32), augmented=True), generator=seeded(5), **RECIPE)
+    stack.train(made, sparse(made), noise((3, 32, 32), augmented=True), generator=seeded(5), learning_rates=RATES, **RECIPE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -59,7 +61,7 @@ def test_a_copy_that_diverges_does_not_touch_its_neighbours():
     masks = sparse(together)
     with torch.no_grad():
         next(together[1].parameters()).fill_(math.nan)
-    histories = stack.train(together, masks, data, generator=seeded(5), **RECIPE)
+    histories = stack.train(together, masks, data, generator=seeded(5), learning_rates=RATES, **RECIPE)
     assert histories[1].diverged == 0 and len(histories[1]) == 1
     expected = alone(apart, masks, data, **RECIPE)
     for copy in (0, 2):
@@ -80,7 +82,7 @@ def test_a_device_that_is_full_trains_two_halves(monkeypatch):
     together, apart = networks("cnn"), networks("cnn")
     masks = sparse(together)
     monkeypatch.setattr(stack, "_train", small)
-    histories = stack.train(together, masks, data, generator=seeded(5), **RECIPE)
+    histories = stack.train(together, masks, data, generator=seeded(5), learning_rates=RATES, **RECIPE)
     assert sizes == [3, 1, 2, 1, 1]
     assert histories == alone(apart, masks, data, **RECIPE)
 
@@ -88,21 +90,22 @@ def test_a_device_that_is_full_trains_two_halves(monkeypatch):
 def test_masks_that_do_not_fit_are_refused():
     made = networks("cnn", 1)
     with pytest.raises(UserError, match="do not fit"):
-        stack.train(made, [{}], noise((1, 28, 28), False), generator=seeded(5), **RECIPE)
+        stack.train(made, [{}], noise((1, 28, 28), False), generator=seeded(5), learning_rates=RATES[:1], **RECIPE)
 
 
 def test_an_unknown_precision_is_refused():
     made = networks("cnn", 1)
     with pytest.raises(UserError, match="Unknown precision 'fp8'"):
-        stack.train(made, sparse(made), noise((1, 28, 28), False), generator=seeded(5), precision="fp8", **RECIPE)
+        stack.train(made, sparse(made), noise((1, 28, 28), False), generator=seeded(5), learning_rates=RATES[:1],
+                    precision="fp8", **RECIPE)
 
 
 def test_cells_together_give_the_records_of_cells_alone():
     cell = Cell("digits", "cnn", "SNIP", 4, 42, 2, 0.01, width=0.25, train_images=256)
     cells = [cell, replace(cell, method="Random@run"), replace(cell, method="Dense", compression=1),
-             replace(cell, compression=2)]
+             replace(cell, compression=2), replace(cell, learning_rate=0.02)]
     together = experiment.run_together(cells)
-    assert [record.cell for record in together] == cells and {record.run["stacked"] for record in together} == {4}
+    assert [record.cell for record in together] == cells and {record.run["stacked"] for record in together} == {5}
     for record, one in zip(together, cells):
         expected = experiment.run(one)
         assert (record.report, record.key, record.history) == (expected.report, expected.key, expected.history)
