@@ -5,7 +5,7 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, claims, profile, rates, significance, tables, training
+from lib import atlas, claims, precision, profile, rates, significance, tables, training
 from lib.data import constant_answer
 from lib.profile import ROOT
 from lib.store import Store
@@ -34,7 +34,7 @@ def found() -> str:
         *_collapse(), "",
         "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
         "|---|---|---|", *_verdicts(masks, "VGG-16", "ResNet-56"), "",
-        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(masks, _frame("paper")), ""])
+        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(masks, _frame("paper")), "", *_cifar(), ""])
 
 
 def caveat() -> str:
@@ -120,6 +120,20 @@ def _undecided(*frames: pd.DataFrame) -> str:
     open_ones = sum(all(claims.judge(claim, frame, "run")[0] == tables.DASH for frame in frames) for claim in asked)
     return (f"{open_ones} of the {len(asked)} claims about VGG-16 and ResNet-56 cannot be decided yet in the `@run` "
             "reading, and Tables 4.2-4.5 and Figures 4.1-4.10 say \"k of n cells\" where cells are missing.")
+
+
+def _cifar() -> list[str]:
+    """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision."""
+    frame, both = _at_both_rates("paper")
+    agreement = tables.agreement(tables.at_rate(frame, both[0])).body.set_index(["table", "network", "r"])
+    there = agreement[~agreement["cells"].str.startswith("0 of")]
+    lines = [f"- Table {table}, {network}, `@run` beside the printed numbers, {line['cells']} cells: median difference of top-1 "
+             f"{line['top-1: median difference']} points, rank correlation {line['top-1: rank correlation']}; of the entries at "
+             f"chance in either, {line['top-1: chance coincides']} are so in both."
+             for (table, network, _), line in there.iterrows()]
+    shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
+    compared = precision.comparison([*_records("paper"), *shorter]).caption
+    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}"]
 
 
 def replaced(text: str) -> str:

@@ -369,3 +369,11 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_training(checkpoin
     with pytest.warns(UserWarning, match="No space left"):
         assert train(network(), checkpoint=checkpoint) == plain
     assert not list(checkpoint.parent.iterdir())
+
+
+@pytest.mark.parametrize("precision, rounded", [("float32", False), ("bf16", True)])
+def test_a_card_sums_in_one_order_and_rounds_float32_for_tests_of_bf16_alone(precision, rounded):
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    with trainer.conditions(images(), precision):
+        assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == (True, rounded)
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == before
