@@ -162,18 +162,20 @@ def ratios_of(rows: pd.DataFrame) -> list[float]:
 
 
 def draw_lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One line per method with its band over seeds; returns the numbers drawn."""
-    found = tables.summary(tables.expand(rows).astype({column: float}), column)
+    """One line per method with its band over seeds, broken where a ratio is missing; returns the numbers drawn."""
+    points = tables.expand(rows).astype({column: float})
+    found = tables.summary(points, column)
     order = tables.bases()
     found = found.sort_values(["base", "compression"], key=lambda values: values.map(order.index)
                               if values.name == "base" else values, kind="stable")
     for base, line in found.groupby("base", sort=False):
         colour, marker = LOOKS.get(base, ("#777777", "h"))
         layerwise = base.startswith("Layer")
-        axis.plot(line["compression"], line["mean"], color=colour, marker=marker, label=base,
+        line = line.set_index("compression").reindex(ratios_of(points[points["base"] == base]))
+        axis.plot(line.index, line["mean"], color=colour, marker=marker, label=base,
                   linestyle="--" if layerwise else "-", markerfacecolor="white" if layerwise else colour,
                   markeredgewidth=0.8, markersize=6.5 if marker == "*" else 4, zorder=3)
-        axis.fill_between(line["compression"], line["mean"] - line["half"], line["mean"] + line["half"],
+        axis.fill_between(line.index, line["mean"] - line["half"], line["mean"] + line["half"],
                           color=colour, alpha=0.1, linewidth=0)
     columns = ["base", "method", "reading", "compression", "value", "mean", "half", "seeds"]
     return found.assign(value=column)[columns]

@@ -12,6 +12,8 @@ import pandas as pd
 from lib.experiment import Cell, Record
 from lib.tables import DASH, Table, label
 
+COLUMNS = ["network", "cell", "epochs", "float32 (seed)", "bf16 (seed)", "largest difference", "largest range of seeds"]
+
 
 def comparison(records: Iterable[Record]) -> Table:
     """Each cell that was trained in float32 beside the same cell in bf16, after the last epoch that both have.
@@ -23,7 +25,7 @@ def comparison(records: Iterable[Record]) -> Table:
     exact = [record for record in records if record.run.get("precision") == "float32"]
     rounded = [record for record in records if record.run.get("precision") == "bf16"]
     lines = [line for record in exact if (line := _line(record, rounded))]
-    body = pd.DataFrame([each for _, each in lines])
+    body = pd.DataFrame([each for _, each in lines], columns=COLUMNS)
     if not lines:
         return Table("bf16 beside float32: no cell has been trained in both.", body)
     within = sum(inside for inside, _ in lines)
@@ -48,13 +50,10 @@ def _line(record: Record, rounded: list[Record]) -> tuple[bool, dict] | None:
     difference = max(abs(a - b) for a, b in zip(exact, curves[record.cell.seed]))
     ranges = [max(values) - min(values) for values in zip(*curves.values())]
     cell = record.cell
-    return len(seeds) > 1 and difference <= max(ranges), {
-        "network": f"{label(cell.model)} on {label(cell.dataset)}", "cell": f"{cell.method}, r = {cell.compression:g}",
-        "epochs": str(last), f"float32, seed {cell.seed}": f"{exact[-1]:.2f}",
-        "bf16, by seed": ", ".join(f"{curves[seed][-1]:.2f} ({seed})" for seed in seeds),
-        "largest difference": f"{difference:.2f}",
-        "largest range of seeds": f"{max(ranges):.2f}" if len(seeds) > 1 else DASH,
-    }
+    return len(seeds) > 1 and difference <= max(ranges), dict(zip(COLUMNS, (
+        f"{label(cell.model)} on {label(cell.dataset)}", f"{cell.method}, r = {cell.compression:g}", str(last),
+        f"{exact[-1]:.2f} ({cell.seed})", ", ".join(f"{curves[seed][-1]:.2f} ({seed})" for seed in seeds),
+        f"{difference:.2f}", f"{max(ranges):.2f}" if len(seeds) > 1 else DASH), strict=True))
 
 
 def _apart_from_seed(cell: Cell) -> Cell:

@@ -41,6 +41,13 @@ def test_a_curve_starts_at_the_dense_network_of_its_own_initialisation():
     assert drawn(figure, 0, "SNIP") == ([1, 2, 64], pytest.approx([97 * factor, 60 * factor, 60 * factor]))
 
 
+def test_no_line_leads_over_a_ratio_that_is_missing():
+    frame = store(ratios=(2, 8, 64))
+    frame.loc[(frame["method"] == "SNIP") & (frame["compression"] == 8), "top1"] = float("nan")
+    ratios, heights = drawn(figures.accuracy_curves(frame, "mnist", "cnn"), 1, "SNIP")
+    assert ratios == [1, 2, 8, 64] and heights == pytest.approx([96, 70, float("nan"), 70], nan_ok=True)
+
+
 @pytest.mark.parametrize("metric, chance", [("top1", 11.35), ("top5", 52.14)])
 def test_chance_and_dense_are_drawn_in_the_panels_accounting(metric, chance):
     figure = figures.accuracy_curves(store(), "mnist", "cnn", metric)

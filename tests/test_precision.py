@@ -26,8 +26,8 @@ OTHERS = [record("bf16", [10, 41, 45, 45], seed=43), record("bf16", [10, 39, 44,
 def test_the_common_epochs_are_compared():
     table = precision.comparison([EXACT, OWN, *OTHERS])
     line = table.body.iloc[0]
-    assert len(table.body) == 1 and line["epochs"] == "3" and line["float32, seed 42"] == "47.00"
-    assert line["bf16, by seed"] == "46.00 (42), 45.00 (43), 46.00 (44)"
+    assert len(table.body) == 1 and line["epochs"] == "3" and line["float32 (seed)"] == "47.00 (42)"
+    assert line["bf16 (seed)"] == "46.00 (42), 45.00 (43), 46.00 (44)"
     assert line["largest difference"] == "1.00" and line["largest range of seeds"] == "2.00"
     assert "In 1 of 1 cells no epoch's difference is larger" in table.caption
 

@@ -180,7 +180,7 @@ def test_stand_ins_divergence_and_precision_are_told():
     frame = tables.frame([record(cell("LAMP", dataset="digits"), diverged=1, precision="bf16")])
     caption = tables.accuracy_table(frame, "cnn", 32).caption
     assert "stand-in for MNIST" in caption
-    assert "1 cells diverged, 1 cells not in float32" in caption
+    assert "1 cells diverged, 1 cells trained in bf16" in caption
     assert "stand-in" in claims.claims_table(frame).caption
 
 
