@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import data, models
+from lib import data, models, pruning
 from lib.experiment import Cell
+from lib.lanes import Lanes
 from lib.profile import TRAINING_IMAGES
+from lib.trainer import Learner
 
 TEST_IMAGES = 10_000
 CALIBRATION = 10.0   # seconds, shared out among the networks
@@ -41,24 +42,32 @@ def flops(cell: Cell) -> float:
     return (3 * trained + tested) * _forward(cell.model, data.classes(cell.dataset), cell.width)
 
 
-def rate(model: str, classes: int, width: float, batch_size: int, seconds: float) -> float:
-    """Operations per second of training steps, by one thread, as a worker runs: the median of what `seconds` allow."""
-    threads, network = torch.get_num_threads(), models.build(model, classes, width)
-    images = torch.randn(batch_size, *network.input_shape, generator=torch.Generator().manual_seed(0))
-    labels, times, began = torch.zeros(batch_size, dtype=torch.long), [], time.perf_counter()
+def rate(model: str, classes: int, width: float, batch_size: int, seconds: float, device: str = "cpu", copies: int = 1,
+         precision: str = "float32") -> float:
+    """Operations per second of training steps as a worker takes them, on a processor by one thread, on a card of that many
+    copies side by side: by the median time of what `seconds` allow."""
+    threads, draw = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    networks = [models.build(model, classes, width).to(device).train() for _ in range(copies)]
+    whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(networks[0]).items()}
+    learners = [Learner(network, whole, 1e-3, precision) for network in networks]
+    images = torch.randn(batch_size, *networks[0].input_shape, generator=draw).to(device)
+    labels, times = torch.zeros(batch_size, dtype=torch.long, device=device), []
+    lanes, began = Lanes(images.device, copies), time.perf_counter()
     torch.set_num_threads(1)
     try:
         while len(times) < 2 or time.perf_counter() - began < seconds:
             start = time.perf_counter()
-            cross_entropy(network(images), labels).backward()
+            lanes.each("learn", [learner.learn for learner in learners], images, labels)
+            lanes.join()
+            learners[-1].loss.item()   # waits for the device
             times.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    return 3 * batch_size * _forward(model, classes, width) / sorted(times)[len(times) // 2]
+    return 3 * batch_size * copies * _forward(model, classes, width) / sorted(times)[len(times) // 2]
 
 
-def of(cells: Iterable[Cell]) -> dict[str, Estimate]:
-    """Pair -> what its cells cost. Masks alone are not estimated; cells that will take over the training of their
+def of(cells: Iterable[Cell], *where) -> dict[str, Estimate]:
+    """Pair -> what its cells cost; where: device, copies and precision, as for `rate`. Masks alone are not estimated; cells that will take over the training of their
     twin (`experiment.served`) count as if they were trained."""
     pairs: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -66,7 +75,7 @@ def of(cells: Iterable[Cell]) -> dict[str, Estimate]:
             pairs.setdefault(f"{cell.dataset}/{cell.model}", []).append(cell)
     networks = {(cell.model, data.classes(cell.dataset), cell.width, cell.batch_size) for group in pairs.values()
                 for cell in group}
-    rates = {network: rate(*network, CALIBRATION / len(networks)) for network in sorted(networks)}
+    rates = {network: rate(*network, CALIBRATION / len(networks), *where) for network in sorted(networks)}
     return {pair: _estimate(group, rates) for pair, group in pairs.items()}
 
 

@@ -36,6 +36,7 @@ MISTAKE, INTERRUPTED = 2, 130   # exit codes; 1: a notebook or a cell failed
 # What the place that is written to may be at fault for; any other OSError is a fault of this code.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
 SECONDS_TO_ANSWER = 10   # for a scheduler
+COPIES = 8               # side by side in a card's calibration: from there on it has no room to be faster
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,8 +99,8 @@ def parser() -> argparse.ArgumentParser:
              "and of two records of a cell the one in float32 counts")
     add("--budget", type=_seconds, metavar="SECONDS", help="start no new cell after so many seconds of computing")
     add("--dry-run", action="store_true", help="say how many cells each pair has left, what they cost in "
-                                               "floating-point operations and, by a calibration of ten seconds, "
-                                               "in time, and stop")
+                                               "floating-point operations and, by a calibration of ten seconds "
+                                               "on the device, in time, and stop")
     add("--list", action="store_true", help="list profiles, notebooks and how many cells each has left, and stop")
     return result
 
@@ -383,23 +384,24 @@ def show_cells(chosen: Profile, options: argparse.Namespace) -> int:
     cells = needed(chosen, execution.select(options.only), options)
     left = sweep.missing(cells, store_of(chosen))
     say(f"{chosen.profile}: {len(left)} of {len(cells)} cells left")
-    costs = estimate.of(left)
+    here = ("cpu", 1) if options.scheduler else (options.device, min(options.stack, COPIES))
+    costs = estimate.of(left, *here, options.precision)
     for pair in chosen.pairs:
         missing, total = (sum(f"{cell.dataset}/{cell.model}" == pair for cell in group) for group in (left, cells))
         if total:
-            say(f"  {pair:20} {missing:5} of {total:4}" + _told(costs.get(pair), options.workers))
+            say(f"  {pair:20} {missing:5} of {total:4}" + _told(costs.get(pair), options.workers, here[0]))
     if AUDIT in execution.select(options.only) and chosen.audit:
         studies = asked_studies(chosen, options)
         say(f"  {'studies':20} {len(sweep.missing(studies, audit.store_of(chosen))):5} of {len(studies):4}")
     return 0
 
 
-def _told(cost, workers: int) -> str:
+def _told(cost, workers: int, device: str) -> str:
     """An estimate in words."""
     if cost is None:
         return ""
     hours = cost.seconds / 3600 / workers
-    return f"   {cost.flops / 1e15:9.3f} PFLOP, about {hours:.1f} h with {workers} workers on this processor"
+    return f"   {cost.flops / 1e15:9.3f} PFLOP, about {hours:.1f} h with {workers} worker{'s' * (workers > 1)} on {device}"
 
 
 def show_profiles() -> int:

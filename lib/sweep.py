@@ -186,7 +186,8 @@ def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable = exp
     """What a worker does, on one thread: each cell's record, or what went wrong with it. known: cell -> record of its
     twin."""
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False   # else a card rounds to ten bits what its records call float32
+    # Scores on a card: not rounded to ten bits, and summed in an order that does not change.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     found = {cell: _tried(lambda: experiment.served(cell, record, data_root)) for cell, record in (known or {}).items()}
     rest = [cell for cell in cells if found.get(cell) is None]
     if len(rest) > 1 and getattr(rest[0], "epochs", 0):

@@ -518,23 +518,24 @@ def test_estimates_count_operations_by_hand():
 
 def test_an_estimate_adds_up_operations_and_the_seconds_of_each_at_its_networks_rate(monkeypatch):
     given = []
-    monkeypatch.setattr(estimate, "rate", lambda model, classes, width, batch_size, seconds: given.append(seconds) or
-                        {1.0: 100.0, 0.5: 1000.0}[width])
+    monkeypatch.setattr(estimate, "rate", lambda model, classes, width, batch_size, seconds, *where: given.append(
+        (seconds, *where)) or {1.0: 100.0, 0.5: 1000.0}[width])
     cells = [Cell("digits", "cnn", method, 4, 1, 2, 0.01, width=width, train_images=100)
              for method in ("Random", "SNIP") for width in (1.0, 0.5)]
-    found, costs = estimate.of(cells)["digits/cnn"], [estimate.flops(cell) for cell in cells]
+    found, costs = estimate.of(cells, "card", 8, "bf16")["digits/cnn"], [estimate.flops(cell) for cell in cells]
     assert found.flops == sum(costs) and costs[0] > costs[1]
     assert found.seconds == pytest.approx(2 * (costs[0] / 100 + costs[1] / 1000))
-    assert given == [estimate.CALIBRATION / 2] * 2    # shared out between the two networks
+    assert given == [(estimate.CALIBRATION / 2, "card", 8, "bf16")] * 2    # shared out between the two networks
 
 
-def test_the_rate_is_three_forward_passes_by_the_median_of_the_times(monkeypatch):
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_rate_is_three_forward_passes_by_the_median_of_the_times(copies, monkeypatch):
     ticks = iter([0, 0, 7, 7, 8, 11, 12, 14, 14.5, 100])    # began; steps of 7, 1 - looked at after each -, 2 and ...
     clock = mock.Mock(perf_counter=lambda: next(ticks))
     monkeypatch.setattr(estimate, "time", clock)
     forward = estimate._forward("cnn", 10, 0.1)
     # began 0; 0 to 7; 7 to 8; 11 spent of 13; 12 to 14; 14.5 spent: the median of 7, 1 and 2 is 2.
-    assert estimate.rate("cnn", 10, 0.1, 4, 13) == 3 * 4 * forward / 2
+    assert estimate.rate("cnn", 10, 0.1, 4, 13, copies=copies) == copies * 3 * 4 * forward / 2
 
 
 def test_a_dry_run_says_operations_and_hours(house, capsys, monkeypatch):
@@ -543,4 +544,4 @@ def test_a_dry_run_says_operations_and_hours(house, capsys, monkeypatch):
     notebook("needs")
     profile.NOTEBOOKS["needs"] = ("Random",)
     assert start(house, "--dry-run") == 0
-    assert re.search(r"digits/cnn +\d+ of +\d+ +\d+\.\d+ PFLOP, about \d+\.\d h", capsys.readouterr().out)
+    assert re.search(r"digits/cnn +\d+ of +\d+ +\d+\.\d+ PFLOP, about \d+\.\d h with \d workers? on cpu", capsys.readouterr().out)
