@@ -5,6 +5,7 @@ a store holds it, what its tables print for ResNet-56 on CIFAR-10.
 """
 
 from collections.abc import Iterable
+from statistics import median
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -148,7 +149,7 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
 
     Its SynFlow rows are an unpruned network's (released-code reading: NaN drops nothing), so the dense cell stands for them.
     """
-    rates, lines, nearer = _asked(rates), [], []
+    rates, lines, distances = _asked(rates), [], []
     printed = tables.thesis().query("model == 'resnet56' and dataset == 'cifar10'")
     printed = printed.set_index(["method", "compression"])["top1"]
     for (base, ratio), method, compression in _known():
@@ -157,8 +158,10 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
         ours = {rate: _top1(at_rate(frame, rate), method, compression) for rate in rates}
         lines.append(line | {f"at {rate:g}": NOT_RUN if value is None else f"{value:.2f}" for rate, value in ours.items()})
         if len(rates) > 1 and None not in ours.values():
-            nearer.append(min(rates, key=lambda rate: abs(ours[rate] - printed[base, ratio])))
-    counts = _and(f"{rate:g} in {nearer.count(rate)}" for rate in rates) if nearer else NOT_RUN
+            distances.append({rate: abs(ours[rate] - printed[base, ratio]) for rate in rates})
+    nearer = [min(each, key=each.get) for each in distances]
+    counts = _and(f"{rate:g} in {nearer.count(rate)} (median distance "
+                  f"{median(each[rate] for each in distances):.2f} points)" for rate in rates) if nearer else NOT_RUN
     return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f})."
                  f" Its SynFlow rows are an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at "
                  f"both rates; nearer to the printed one: {counts}.", pd.DataFrame(lines))
