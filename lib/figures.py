@@ -107,8 +107,8 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
         draw_levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")
-    # Nothing lies much below chance; where that is high, the space under it would be empty.
-    highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
+    # Nothing lies much below chance; where that is high, the space under it would be empty. A band may go beyond 100 %.
+    highest = min(axes[0].get_ylim()[1], 105) if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     figure.data = pd.concat(parts, ignore_index=True)
     finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)

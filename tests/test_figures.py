@@ -41,6 +41,13 @@ def test_a_curve_starts_at_the_dense_network_of_its_own_initialisation():
     assert drawn(figure, 0, "SNIP") == ([1, 2, 64], pytest.approx([97 * factor, 60 * factor, 60 * factor]))
 
 
+def test_an_interval_wider_than_the_axis_does_not_stretch_it():
+    cells = [(cell("SNIP", 2, seed=seed), top) for seed, top in ((42, 95), (43, 11))]
+    frame = tables.frame(record(of, [100 * top] * 3) for of, top in cells)
+    figure = figures.accuracy_curves(frame, "mnist", "cnn", readings=["published"])
+    assert figure.data["half"].max() > 100 and figure.axes[0].get_ylim() == (0, 105)
+
+
 def test_no_line_leads_over_a_ratio_that_is_missing():
     frame = store(ratios=(2, 8, 64))
     frame.loc[(frame["method"] == "SNIP") & (frame["compression"] == 8), "top1"] = float("nan")
