@@ -67,8 +67,8 @@ def rate(model: str, classes: int, width: float, batch_size: int, seconds: float
 
 
 def of(cells: Iterable[Cell], *where) -> dict[str, Estimate]:
-    """Pair -> what its cells cost; where: device, copies and precision, as for `rate`. Masks alone are not estimated; cells that will take over the training of their
-    twin (`experiment.served`) count as if they were trained."""
+    """Pair -> what its cells cost; where: device, copies and precision, as for `rate`. Masks alone are not estimated; cells
+    that will take over the training of their twin (`experiment.served`) count as if they were trained."""
     pairs: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.epochs:

@@ -191,9 +191,9 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
 
 def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu",
                  precision: str = "float32") -> list[Record]:
-    """The records of cells that differ in method, compression and learning rate only, trained in lock-step on one device (`lib.stack`).
+    """The records of cells that differ in method, compression and learning rate only, trained in lock-step (`lib.stack`).
 
-    They are `run`'s, bit for bit. `seconds` of a record are its share of the group's. Raises as `run` does.
+    They are `run`'s on that device, bit for bit. `seconds` of a record are its share of the group's. Raises as `run` does.
     """
     first, began = cells[0], time.perf_counter()
     if {cell.stack_key for cell in cells} != {first.stack_key}:

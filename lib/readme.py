@@ -127,9 +127,9 @@ def _cifar() -> list[str]:
     frame, both = _at_both_rates("paper")
     agreement = tables.agreement(tables.at_rate(frame, both[0])).body.set_index(["table", "network", "r"])
     there = agreement[~agreement["cells"].str.startswith("0 of")]
-    lines = [f"- Table {table}, {network}, `@run` beside the printed numbers, {line['cells']} cells: median difference of top-1 "
-             f"{line['top-1: median difference']} points, rank correlation {line['top-1: rank correlation']}; of the entries at "
-             f"chance in either, {line['top-1: chance coincides']} are so in both."
+    lines = [f"- Table {table}, {network}, `@run` beside the printed numbers, {line['cells']} cells: median difference of "
+             f"top-1 {line['top-1: median difference']} points, rank correlation {line['top-1: rank correlation']}; of the "
+             f"entries at chance in either, {line['top-1: chance coincides']} are so in both."
              for (table, network, _), line in there.iterrows()]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
     compared = precision.comparison([*_records("paper"), *shorter]).caption

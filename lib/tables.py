@@ -381,9 +381,9 @@ def _recipe(there: pd.DataFrame) -> list[str]:
              f"learning rate {first['learning_rate']:g}"]
     facts += [f"width {first['width']:g}"] if first["width"] != 1 else []
     facts += [f"{first['train_images']:.0f} training images"] if pd.notna(first["train_images"]) else []
-    diverged, precisions = int(there["diverged"].notna().sum()), there["precision"].value_counts().drop("float32", errors="ignore")
+    diverged, precisions = int(there["diverged"].notna().sum()), there["precision"].value_counts()
     facts += [f"{diverged} cells diverged"] if diverged else []
-    return facts + [f"{count} cells trained in {precision}" for precision, count in precisions.items()]
+    return facts + [f"{count} cells trained in {name}" for name, count in precisions.items() if name != "float32"]
 
 
 def _seeds(there: pd.DataFrame) -> list[str]:
