@@ -12,14 +12,16 @@ import pandas as pd
 from lib.experiment import Cell, Record
 from lib.tables import DASH, Table, label
 
-COLUMNS = ["network", "cell", "epochs", "float32 (seed)", "bf16 (seed)", "largest difference", "largest range of seeds"]
+COLUMNS = ["network", "cell", "masks", "epochs", "float32 (seed)", "bf16 (seed)", "largest difference",
+           "range of seeds then", "epochs within it"]
 
 
 def comparison(records: Iterable[Record]) -> Table:
     """Each cell that was trained in float32 beside the same cell in bf16, after the last epoch that both have.
 
-    records: of any lengths. The largest difference is over all epochs that both have, and so is the largest range of the
-    bf16 trainings that differ in their seed only. In percent, respectively points, of top-1.
+    records: of any lengths. Epoch by epoch, the difference is set against the range of the bf16 trainings that differ in
+    their seed only; with one seed there is none. In percent, respectively points, of top-1. Masks may differ where scores
+    were taken in float32 on two devices.
     """
     records = [record for record in records if record.history]
     exact = [record for record in records if record.run.get("precision") == "float32"]
@@ -28,32 +30,36 @@ def comparison(records: Iterable[Record]) -> Table:
     body = pd.DataFrame([each for _, each in lines], columns=COLUMNS)
     if not lines:
         return Table("bf16 beside float32: no cell has been trained in both.", body)
-    within = sum(inside for inside, _ in lines)
-    return Table(f"bf16 beside float32, top-1 in percent. {_networks(lines)} In {within} of {len(lines)} cells no epoch's "
-                 "difference is larger than the largest range of the seeds.", body)
+    within, epochs = (sum(counts) for counts in zip(*(counts for counts, _ in lines)))
+    return Table(f"bf16 beside float32, top-1 in percent. {_networks(lines)} Of {epochs} differences ({len(lines)} cells, epoch "
+                 f"by epoch) {within} are within the range of the seeds at that epoch.", body)
 
 
-def _networks(lines: list[tuple[bool, dict]]) -> str:
+def _networks(lines: list[tuple[tuple[int, int], dict]]) -> str:
     names = sorted({line["network"] for _, line in lines})
     return f"{', '.join(names)}: bf16 is compared there and nowhere else."
 
 
-def _line(record: Record, rounded: list[Record]) -> tuple[bool, dict] | None:
-    """Whether bf16 is within what seeds move, and the table's line; None where the cell was not trained in bf16."""
-    alike = [each for each in rounded if _apart_from_seed(each.cell) == _apart_from_seed(record.cell)]
-    own = next((each for each in alike if each.cell.seed == record.cell.seed), None)
-    if own is None:
-        return None
-    last = min(len(each.history) for each in [record, *alike]) - 1
-    curves = {each.cell.seed: _top1(each)[1:last + 1] for each in alike}
-    exact, seeds = _top1(record)[1:last + 1], sorted(curves)
-    difference = max(abs(a - b) for a, b in zip(exact, curves[record.cell.seed]))
-    ranges = [max(values) - min(values) for values in zip(*curves.values())]
+def _line(record: Record, rounded: list[Record]) -> tuple[tuple[int, int], dict] | None:
+    """How many epochs are within what seeds move, of how many, and the table's line; None where there is no bf16."""
     cell = record.cell
-    return len(seeds) > 1 and difference <= max(ranges), dict(zip(COLUMNS, (
-        f"{label(cell.model)} on {label(cell.dataset)}", f"{cell.method}, r = {cell.compression:g}", str(last),
-        f"{exact[-1]:.2f} ({cell.seed})", ", ".join(f"{curves[seed][-1]:.2f} ({seed})" for seed in seeds),
-        f"{difference:.2f}", f"{max(ranges):.2f}" if len(seeds) > 1 else DASH), strict=True))
+    alike = {each.cell.seed: each for each in rounded if _apart_from_seed(each.cell) == _apart_from_seed(cell)}
+    if cell.seed not in alike:
+        return None
+    last = min(len(each.history) for each in (record, *alike.values())) - 1
+    curves = {seed: _top1(alike[seed])[1:last + 1] for seed in sorted(alike)}
+    exact = _top1(record)[1:last + 1]
+    differences = [abs(a - b) for a, b in zip(exact, curves[cell.seed])]
+    ranges = [max(values) - min(values) for values in zip(*curves.values())]
+    within = sum(a <= b for a, b in zip(differences, ranges)) if len(curves) > 1 else 0
+    largest = differences.index(max(differences))
+    same = record.report.get("digest") == alike[cell.seed].report.get("digest")
+    return (within, last), dict(zip(COLUMNS, (
+        f"{label(cell.model)} on {label(cell.dataset)}", f"{cell.method}, r = {cell.compression:g}",
+        "the same" if same else "differ", str(last), f"{exact[-1]:.2f} ({cell.seed})",
+        ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()),
+        f"{differences[largest]:.2f} (epoch {largest + 1})", f"{ranges[largest]:.2f}" if len(curves) > 1 else DASH,
+        f"{within} of {last}"), strict=True))
 
 
 def _apart_from_seed(cell: Cell) -> Cell:

@@ -28,20 +28,33 @@ def test_the_common_epochs_are_compared():
     line = table.body.iloc[0]
     assert len(table.body) == 1 and line["epochs"] == "3" and line["float32 (seed)"] == "47.00 (42)"
     assert line["bf16 (seed)"] == "46.00 (42), 45.00 (43), 46.00 (44)"
-    assert line["largest difference"] == "1.00" and line["largest range of seeds"] == "2.00"
-    assert "In 1 of 1 cells no epoch's difference is larger" in table.caption
+    assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
+    assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
+    assert "Of 3 differences (1 cells, epoch by epoch) 3 are within the range of the seeds at that epoch" in table.caption
+
+
+def test_an_epochs_difference_is_set_against_that_epochs_range():
+    wide_first = [record("bf16", [10, 30, 44, 46], seed=43), record("bf16", [10, 50, 44, 46], seed=44)]
+    table = precision.comparison([EXACT, OWN, *wide_first])    # a range of 20 at epoch 1 excuses nothing at epoch 3
+    assert table.body.iloc[0]["epochs within it"] == "2 of 3" and table.body.iloc[0]["range of seeds then"] == "0.00"
+
+
+def test_masks_that_differ_are_told():
+    own = record("bf16", [10, 40.5, 44, 46])
+    own.report["digest"] = "another"
+    assert precision.comparison([EXACT, own, *OTHERS]).body.iloc[0]["masks"] == "differ"
 
 
 def test_a_difference_larger_than_what_seeds_move_is_told():
     shifted = [record("bf16", [10, 43, 47, 50 + of / 10], seed=42 + of) for of in range(3)]
     table = precision.comparison([EXACT, *shifted])
-    assert table.body.iloc[0]["largest difference"] == "3.00"
-    assert "In 0 of 1 cells" in table.caption
+    assert table.body.iloc[0]["largest difference"] == "3.00 (epoch 1)"
+    assert "Of 3 differences (1 cells, epoch by epoch) 0 are within" in table.caption
 
 
 def test_one_seed_proves_nothing():
     table = precision.comparison([EXACT, OWN])
-    assert table.body.iloc[0]["largest range of seeds"] == "–" and "In 0 of 1 cells" in table.caption
+    assert table.body.iloc[0]["range of seeds then"] == "–" and "epoch by epoch) 0 are within" in table.caption
 
 
 @pytest.mark.parametrize("records", [[], [EXACT], [OWN, *OTHERS], [EXACT, *OTHERS],
