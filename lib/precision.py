@@ -12,8 +12,9 @@ import pandas as pd
 from lib.experiment import Cell, Record
 from lib.tables import DASH, Table, label
 
-COLUMNS = ["network", "cell", "masks", "epochs", "float32 (seed)", "bf16 (seed)", "largest difference",
+COLUMNS = ["network", "cell", "masks", "epochs", "float32 (seed)", "bf16 (seed)", "float32 is", "largest difference",
            "range of seeds then", "epochs within it"]
+INSIDE, BELOW, ABOVE = "inside their range", "below them all", "above them all"
 
 
 def comparison(records: Iterable[Record]) -> Table:
@@ -30,14 +31,19 @@ def comparison(records: Iterable[Record]) -> Table:
     body = pd.DataFrame([each for _, each in lines], columns=COLUMNS)
     if not lines:
         return Table("bf16 beside float32: no cell has been trained in both.", body)
+    words = [_words(name, [each for each in lines if each[1]["network"] == name]) for name in sorted(set(body["network"]))]
+    return Table(f"bf16 beside float32, top-1 in percent. {' '.join(words)} No other network has been compared.", body)
+
+
+def _words(network: str, lines: list[tuple[tuple[int, int], dict]]) -> str:
+    """What the cells of one network say: bf16 stands for float32 where no float32 lies outside the seeds of bf16."""
     within, epochs = (sum(counts) for counts in zip(*(counts for counts, _ in lines)))
-    return Table(f"bf16 beside float32, top-1 in percent. {_networks(lines)} Of {epochs} differences ({len(lines)} cells, epoch "
-                 f"by epoch) {within} are within the range of the seeds at that epoch.", body)
-
-
-def _networks(lines: list[tuple[tuple[int, int], dict]]) -> str:
-    names = sorted({line["network"] for _, line in lines})
-    return f"{', '.join(names)}: bf16 is compared there and nowhere else."
+    sides = [line["float32 is"] for _, line in lines if line["float32 is"] != DASH]
+    outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
+    said = (f"{outside} of {len(sides)}: its bf16 numbers do not stand for float32" if outside else
+            "outside them in none" if sides else "not judged by a single one")
+    return (f"{network} ({len(lines)} cells): of {epochs} differences, epoch by epoch, {within} are within the range of the seeds "
+            f"at that epoch; after the last one, beside the seeds of bf16, float32 is {said}.")
 
 
 def _line(record: Record, rounded: list[Record]) -> tuple[tuple[int, int], dict] | None:
@@ -53,11 +59,13 @@ def _line(record: Record, rounded: list[Record]) -> tuple[tuple[int, int], dict]
     ranges = [max(values) - min(values) for values in zip(*curves.values())]
     within = sum(a <= b for a, b in zip(differences, ranges)) if len(curves) > 1 else 0
     largest = differences.index(max(differences))
+    ends = [curve[-1] for curve in curves.values()]
+    side = DASH if len(ends) < 2 else BELOW if exact[-1] < min(ends) else ABOVE if exact[-1] > max(ends) else INSIDE
     same = record.report.get("digest") == alike[cell.seed].report.get("digest")
     return (within, last), dict(zip(COLUMNS, (
         f"{label(cell.model)} on {label(cell.dataset)}", f"{cell.method}, r = {cell.compression:g}",
         "the same" if same else "differ", str(last), f"{exact[-1]:.2f} ({cell.seed})",
-        ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()),
+        ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()), side,
         f"{differences[largest]:.2f} (epoch {largest + 1})", f"{ranges[largest]:.2f}" if len(curves) > 1 else DASH,
         f"{within} of {last}"), strict=True))
 

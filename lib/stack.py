@@ -44,7 +44,8 @@ def train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, *, ep
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    """Its values, kept off the device: they are wanted when that is full."""
+    return {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
 def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epochs: int, learning_rates: list[float],

@@ -30,7 +30,8 @@ def test_the_common_epochs_are_compared():
     assert line["bf16 (seed)"] == "46.00 (42), 45.00 (43), 46.00 (44)"
     assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
     assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
-    assert "Of 3 differences (1 cells, epoch by epoch) 3 are within the range of the seeds at that epoch" in table.caption
+    assert "ResNet-56 on CIFAR-10 (1 cells): of 3 differences, epoch by epoch, 3 are within" in table.caption
+    assert line["float32 is"] == "above them all" and "above them all in 1 of 1: its bf16 numbers do not" in table.caption
 
 
 def test_an_epochs_difference_is_set_against_that_epochs_range():
@@ -49,12 +50,29 @@ def test_a_difference_larger_than_what_seeds_move_is_told():
     shifted = [record("bf16", [10, 43, 47, 50 + of / 10], seed=42 + of) for of in range(3)]
     table = precision.comparison([EXACT, *shifted])
     assert table.body.iloc[0]["largest difference"] == "3.00 (epoch 1)"
-    assert "Of 3 differences (1 cells, epoch by epoch) 0 are within" in table.caption
+    assert "of 3 differences, epoch by epoch, 0 are within" in table.caption
+    assert table.body.iloc[0]["float32 is"] == "below them all"
+
+
+def test_float32_amid_the_seeds_is_told():
+    amid = [record("bf16", [10, 41, 45, 47 + of], seed=42 + of) for of in range(2)]
+    table = precision.comparison([EXACT, *amid])
+    assert table.body.iloc[0]["float32 is"] == "inside their range" and "outside them in none" in table.caption
+
+
+def test_networks_are_judged_apart():
+    other = {"model": "vgg16"}
+    amid = [record("bf16", [10, 41, 45, 47 + of], seed=42 + of) for of in range(2)]
+    ahead = [record("bf16", [10, 41, 45, 50 + of], seed=42 + of, **other) for of in range(2)]
+    table = precision.comparison([EXACT, *amid, record("float32", [10, 40, 44, 47], **other), *ahead])
+    resnet, vgg = table.caption.split("ResNet-56 on")[1].split("VGG-16 on")
+    assert "in none" in resnet and "do not stand" not in resnet and "below them all in 1 of 1" in vgg
 
 
 def test_one_seed_proves_nothing():
     table = precision.comparison([EXACT, OWN])
-    assert table.body.iloc[0]["range of seeds then"] == "–" and "epoch by epoch) 0 are within" in table.caption
+    assert table.body.iloc[0]["float32 is"] == "–" and "outside them in none" not in table.caption
+    assert table.body.iloc[0]["range of seeds then"] == "–" and "epoch by epoch, 0 are within" in table.caption
 
 
 @pytest.mark.parametrize("records", [[], [EXACT], [OWN, *OTHERS], [EXACT, *OTHERS],
