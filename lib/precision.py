@@ -1,7 +1,7 @@
 """What bf16 does to a training: the same cells in float32, epoch by epoch, against what a seed alone moves.
 
-A recipe's rate is constant and no batch depends on how many epochs there will be, so a cell of few epochs is the beginning of
-the cell of many: a short float32 training can be compared with a whole one in bf16.
+A recipe's rate is constant and no batch depends on how many epochs there will be, so a cell of few epochs is the beginning
+of the cell of many: a short float32 training can be compared with a whole one in bf16.
 """
 
 from collections.abc import Iterable
@@ -42,8 +42,8 @@ def _words(network: str, lines: list[tuple[tuple[int, int], dict]]) -> str:
     outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
     said = (f"{outside} of {len(sides)}: its bf16 numbers do not stand for float32" if outside else
             "outside them in none" if sides else "not judged by a single one")
-    return (f"{network} ({len(lines)} cells): of {epochs} differences, epoch by epoch, {within} are within the range of the seeds "
-            f"at that epoch; after the last one, beside the seeds of bf16, float32 is {said}.")
+    return (f"{network} ({len(lines)} cells): of {epochs} differences, epoch by epoch, {within} are within the range of the "
+            f"seeds at that epoch; after the last one, beside the seeds of bf16, float32 is {said}.")
 
 
 def _line(record: Record, rounded: list[Record]) -> tuple[tuple[int, int], dict] | None:

@@ -544,4 +544,5 @@ def test_a_dry_run_says_operations_and_hours(house, capsys, monkeypatch):
     notebook("needs")
     profile.NOTEBOOKS["needs"] = ("Random",)
     assert start(house, "--dry-run") == 0
-    assert re.search(r"digits/cnn +\d+ of +\d+ +\d+\.\d+ PFLOP, about \d+\.\d h with \d workers? on cpu", capsys.readouterr().out)
+    line = r"digits/cnn +\d+ of +\d+ +\d+\.\d+ PFLOP, about \d+\.\d h with \d workers? on cpu"
+    assert re.search(line, capsys.readouterr().out)
