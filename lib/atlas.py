@@ -258,7 +258,8 @@ def chance_table(frame: pd.DataFrame) -> Table:
                       "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
                       "neither": f"{neither}/{seeds}", "explained by": found if seeds else DASH})
     body = pd.DataFrame(lines)
-    told = {"neither": "there is a path and no empty layer, so training must have failed", DASH: "no mask is in the store"}
+    told = {"neither": "there is a path and no empty layer, so it was the training or the test",
+            DASH: "no mask is in the store"}
     counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "
                  f"by the @run masks of as many seeds as the store has: {counts}.", body)

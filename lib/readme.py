@@ -5,7 +5,7 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, claims, precision, profile, rates, significance, tables, training
+from lib import atlas, claims, precision, profile, rates, shift, significance, tables, training
 from lib.data import constant_answer
 from lib.profile import ROOT
 from lib.store import Store
@@ -123,7 +123,7 @@ def _undecided(*frames: pd.DataFrame) -> str:
 
 
 def _cifar() -> list[str]:
-    """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision."""
+    """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision and tests."""
     frame, both = _at_both_rates("paper")
     agreement = tables.agreement(tables.at_rate(frame, both[0])).body.set_index(["table", "network", "r"])
     there = agreement[~agreement["cells"].str.startswith("0 of")]
@@ -133,7 +133,7 @@ def _cifar() -> list[str]:
              for (table, network, _), line in there.iterrows()]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
     compared = precision.comparison([*_records("paper"), *shorter]).caption
-    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}"]
+    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}", f"- {shift.silent(_records('paper')).caption}"]
 
 
 def replaced(text: str) -> str:

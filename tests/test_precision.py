@@ -10,10 +10,10 @@ from lib.experiment import Cell, Record
 CELL = Cell("cifar10", "resnet56", "Dense", 1, 42, 3, 1e-3)
 
 
-def record(kind, top1, **changes):
-    """A record of 1000 test images whose top-1 after each epoch is given in percent."""
+def record(kind, top1, losses=None, **changes):
+    """A record of 1000 test images whose top-1 after each epoch is given in percent; a training loss not given is 1."""
     cell = replace(CELL, epochs=len(top1) - 1, **changes)
-    history = [{"epoch": epoch, "top1": round(10 * value), "top5": 1000, "test_loss": 1.0, "train_loss": 1.0}
+    history = [{"epoch": epoch, "top1": round(10 * value), "top5": 1000, "test_loss": 1.0, "train_loss": (losses or {}).get(epoch, 1.0)}
                for epoch, value in enumerate(top1)]
     return Record(cell.key, experiment.VERSION, cell, {}, history, 1000, {"precision": kind})
 
@@ -31,7 +31,7 @@ def test_the_common_epochs_are_compared():
     assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
     assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
     assert "ResNet-56 on CIFAR-10 (1 cells): of 3 differences, epoch by epoch, 3 are within" in table.caption
-    assert line["float32 is"] == "above them all" and "above them all in 1 of 1: its bf16 numbers do not" in table.caption
+    assert line["float32 is"] == "above them all" and "above them all in 1 of 1: its tests in bf16 do not" in table.caption
 
 
 def test_an_epochs_difference_is_set_against_that_epochs_range():
@@ -58,6 +58,20 @@ def test_float32_amid_the_seeds_is_told():
     amid = [record("bf16", [10, 41, 45, 47 + of], seed=42 + of) for of in range(2)]
     table = precision.comparison([EXACT, *amid])
     assert table.body.iloc[0]["float32 is"] == "inside their range" and "outside them in none" in table.caption
+
+
+def test_training_losses_are_compared_too():
+    losses = [{1: 1.1, 2: 1.2, 3: 1.3}, {1: 1.0, 2: 1.1, 3: 1.35}, {1: 1.2, 2: 1.15, 3: 1.34}]
+    exact = record("float32", [10, 40, 44, 47], losses[0])
+    table = precision.comparison([exact, record("bf16", [10, 40, 44, 47], losses[1]),
+                                  record("bf16", [10, 41, 45, 48], losses[2], seed=43)])   # 0.1 of 0.2, of 0.05; 0.05 of .01
+    assert table.body.iloc[0]["losses within theirs"] == "1 of 3" and "of those of the training loss 1;" in table.caption
+
+
+def test_a_loss_that_is_none_is_within_nothing():
+    exact = record("float32", [10, 40], {1: None})
+    table = precision.comparison([exact, record("bf16", [10, 40]), record("bf16", [10, 41], {1: 2.0}, seed=43)])
+    assert table.body.iloc[0]["losses within theirs"] == "0 of 1"
 
 
 def test_networks_are_judged_apart():

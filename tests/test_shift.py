@@ -1,0 +1,73 @@
+"""Networks that learn and are tested at chance: what is counted, and that dropout before BatchNorm is a cause."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lib import experiment, models, shift
+from lib.experiment import Cell, Record
+
+CELL = Cell("cifar10", "vgg16", "SNIP@run", 32, 42, 2, 1e-3)
+GUESS = math.log(10)
+
+
+def record(losses, top1, run=None, **changes):
+    """1000 test images; training losses as shares of that of guessing."""
+    history = [{"epoch": 0, "train_loss": None, "top1": 100, "test_loss": GUESS, "top5": 500}]
+    history += [{"epoch": epoch, "train_loss": share and share * GUESS, "top1": top, "test_loss": GUESS, "top5": 500}
+                for epoch, (share, top) in enumerate(zip(losses, top1), 1)]
+    cell = replace(CELL, epochs=len(losses), **changes)
+    return Record(cell.key, experiment.VERSION, cell, {}, history, 1000, run or {})
+
+
+def test_epochs_at_chance_count_only_while_the_loss_is_below_guessing():
+    table = shift.silent([record([0.95, 0.8, 0.7, 0.6], [100, 105, 100, 300])])
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "1", "2", "0", "–"]
+
+
+def test_what_learned_and_is_silent_at_the_end_is_named():
+    table = shift.silent([record([0.8, 0.5], [100, 105]), record([0.8, 0.5], [100, 106], method="LAMP@run")])
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "2", "2", "1.5", "1", "SNIP@run at r = 32 (1.15)"]
+    assert "2 of 2 trained cells learned" in table.caption and "and 1 after the last one too: SNIP@run" in table.caption
+
+
+@pytest.mark.parametrize("share", [1, 0.91, None])
+def test_what_has_not_learned_is_no_surprise(share):
+    table = shift.silent([record([0.8, share], [100, 100])])
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "0", "–", "0", "–"]
+
+
+def test_networks_are_apart_and_twins_and_masks_are_not_counted():
+    table = shift.silent([record([0.5], [500]), record([0.5], [500], dataset="mnist", model="cnn"),
+                          record([0.5], [100], {"trained_as": "LAMP@run"}), record([], [])])
+    assert table.body["network"].tolist() == ["VGG-16 on CIFAR-10", "CNN on MNIST"]
+    assert table.body["cells trained"].tolist() == ["1", "1"]
+    assert "No cell has been trained" in shift.silent([]).caption
+
+
+def test_a_signal_of_vgg16_shrinks_in_tests_and_one_without_dropout_does_not():
+    """Of each BatchNorm, the variance that it met in training over the one that it meets in a test, by layers."""
+    def ratios(dropped: bool) -> list[float]:
+        model = models.build("vgg16", width=0.25)
+        models.initialise(model, "own", torch.Generator().manual_seed(0))
+        for layer in model.modules():
+            if isinstance(layer, nn.Dropout) and not dropped:
+                layer.p = 0.0
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = None   # the mean over all batches
+        images, met = torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(1)), []
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(2)
+            model.train()(images)
+            for layer in (each for each in model.modules() if isinstance(each, nn.BatchNorm2d)):
+                layer.register_forward_pre_hook(
+                    lambda layer, inputs: met.append(float((layer.running_var / inputs[0].var((0, 2, 3))).median())))
+            model.eval()(images)
+        return met
+
+    with_dropout, without = ratios(True), ratios(False)
+    assert max(abs(ratio - 1) for ratio in without) < 0.1
+    assert with_dropout[0] == pytest.approx(1, abs=0.1) and with_dropout[1] > 1.1 and with_dropout[-1] > 3
