@@ -33,7 +33,8 @@ def silent(records: Iterable[Record]) -> Table:
     lines = [_line(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
     words = " ".join(_words(line) for line in lines) or "No cell has been trained."
     return Table("Learning, and tested at chance level. Learned: the training loss fell below "
-                 f"{LEARNED:g} of that of guessing. {words}", pd.DataFrame([dict(zip(COLUMNS, line)) for line in lines], columns=COLUMNS))
+                 f"{LEARNED:g} of that of guessing. {words}",
+                 pd.DataFrame([dict(zip(COLUMNS, line)) for line in lines], columns=COLUMNS))
 
 
 def learns(record: Record, epoch: int) -> bool:

@@ -13,7 +13,8 @@ CELL = Cell("cifar10", "resnet56", "Dense", 1, 42, 3, 1e-3)
 def record(kind, top1, losses=None, **changes):
     """A record of 1000 test images whose top-1 after each epoch is given in percent; a training loss not given is 1."""
     cell = replace(CELL, epochs=len(top1) - 1, **changes)
-    history = [{"epoch": epoch, "top1": round(10 * value), "top5": 1000, "test_loss": 1.0, "train_loss": (losses or {}).get(epoch, 1.0)}
+    history = [{"epoch": epoch, "top1": round(10 * value), "top5": 1000, "test_loss": 1.0,
+                "train_loss": (losses or {}).get(epoch, 1.0)}
                for epoch, value in enumerate(top1)]
     return Record(cell.key, experiment.VERSION, cell, {}, history, 1000, {"precision": kind})
 
