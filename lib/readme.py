@@ -133,7 +133,8 @@ def _cifar() -> list[str]:
              for (table, network, _), line in there.iterrows()]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
     compared = precision.comparison([*_records("paper"), *shorter]).caption
-    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}", f"- {shift.silent(_records('paper')).caption}"]
+    silent = shift.silent(_records("paper"), both[0]).caption
+    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}", f"- {silent}"]
 
 
 def replaced(text: str) -> str:

@@ -22,18 +22,20 @@ COLUMNS = ["network", "cells trained", "that learned", "epochs at chance meanwhi
            "at chance after the last epoch", "these (their training loss)"]
 
 
-def silent(records: Iterable[Record]) -> Table:
-    """A line for each network: of its trained cells, how many learned, and how long these were tested at chance meanwhile.
+def silent(records: Iterable[Record], learning_rate: float) -> Table:
+    """A line for each network: of its cells trained at this rate, how many learned, and how long these were
+    tested at chance meanwhile.
 
     Chance level is what one answer to all images gives, and up to a twentieth more. A cell that shows its twin's training
     (`experiment.served`) is not counted.
     """
     network = lambda record: (record.cell.dataset, record.cell.model)
-    trained = [record for record in records if record.history[1:] and "trained_as" not in record.run]
+    trained = [record for record in records if record.history[1:] and "trained_as" not in record.run
+               and record.cell.learning_rate == learning_rate]
     lines = [_line(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
     words = " ".join(_words(line) for line in lines) or "No cell has been trained."
-    return Table("Learning, and tested at chance level. Learned: the training loss fell below "
-                 f"{LEARNED:g} of that of guessing. {words}",
+    return Table(f"Learning, and tested at chance level, at learning rate {learning_rate:g}. Learned: the training loss "
+                 f"fell below {LEARNED:g} of that of guessing. {words}",
                  pd.DataFrame([dict(zip(COLUMNS, line)) for line in lines], columns=COLUMNS))
 
 

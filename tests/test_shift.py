@@ -24,28 +24,29 @@ def record(losses, top1, run=None, **changes):
 
 
 def test_epochs_at_chance_count_only_while_the_loss_is_below_guessing():
-    table = shift.silent([record([0.95, 0.8, 0.7, 0.6], [100, 105, 100, 300])])
+    table = shift.silent([record([0.95, 0.8, 0.7, 0.6], [100, 105, 100, 300])], 1e-3)
     assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "1", "2", "0", "–"]
 
 
 def test_what_learned_and_is_silent_at_the_end_is_named():
-    table = shift.silent([record([0.8, 0.5], [100, 105]), record([0.8, 0.5], [100, 106], method="LAMP@run")])
+    table = shift.silent([record([0.8, 0.5], [100, 105]), record([0.8, 0.5], [100, 106], method="LAMP@run")], 1e-3)
     assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "2", "2", "1.5", "1", "SNIP@run at r = 32 (1.15)"]
     assert "2 of 2 trained cells learned" in table.caption and "and 1 after the last one too: SNIP@run" in table.caption
 
 
 @pytest.mark.parametrize("share", [1, 0.91, None])
 def test_what_has_not_learned_is_no_surprise(share):
-    table = shift.silent([record([0.8, share], [100, 100])])
+    table = shift.silent([record([0.8, share], [100, 100])], 1e-3)
     assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "0", "–", "0", "–"]
 
 
-def test_networks_are_apart_and_twins_and_masks_are_not_counted():
+def test_networks_are_apart_and_twins_masks_and_the_other_rate_are_not_counted():
     table = shift.silent([record([0.5], [500]), record([0.5], [500], dataset="mnist", model="cnn"),
-                          record([0.5], [100], {"trained_as": "LAMP@run"}), record([], [])])
+                          record([0.5], [100], {"trained_as": "LAMP@run"}), record([], []),
+                          record([0.5], [500], learning_rate=1e-4)], 1e-3)
     assert table.body["network"].tolist() == ["VGG-16 on CIFAR-10", "CNN on MNIST"]
     assert table.body["cells trained"].tolist() == ["1", "1"]
-    assert "No cell has been trained" in shift.silent([]).caption
+    assert "No cell has been trained" in shift.silent([], 1e-3).caption
 
 
 def test_a_signal_of_vgg16_shrinks_in_tests_and_one_without_dropout_does_not():
