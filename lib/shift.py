@@ -40,7 +40,7 @@ def silent(records: Iterable[Record], learning_rate: float) -> Table:
 
 
 def learns(record: Record, epoch: int) -> bool:
-    """Whether the training loss of an epoch is below that of guessing."""
+    """Whether the training loss of an epoch is below `LEARNED` of that of guessing."""
     loss = record.history[epoch]["train_loss"]
     return loss is not None and loss < LEARNED * math.log(data.classes(record.cell.dataset))
 
