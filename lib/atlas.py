@@ -185,32 +185,39 @@ def critical_table(found: pd.DataFrame) -> Table:
         path, layers = (rows[rows["by"] == by].iloc[0] for by in ("path", "layers"))
         chain = not model.startswith("resnet")
         lines.append({
-            "network": f"{label(model)} on {label(dataset)}", "method": method, "ρ_cr": f"{path['rho']:.4g}",
+            "network": f"{label(model)} on {label(dataset)}", "method": method,
+            "ρ_cr": f"{'≥ ' * _unbroken(path)}{path['rho']:.4g}",
             "weights left": f"{path['kept']}",
             "ρ_max = n/L": f"{path['weights'] / path['layers']:.4g}" if chain else DASH,
             "weights per layer at ρ_cr": f"{path['kept'] / path['layers']:.3g}" if chain else DASH,
-            "largest ρ with no empty layer": f"{layers['rho']:.4g}",
+            "largest ρ with no empty layer": f"{'≥ ' * _unbroken(layers)}{layers['rho']:.4g}",
             "whole again at": ", ".join(f"{rho:.4g}" for rho in path["whole_again"]) or DASH})
     return Table("Critical compression ρ = n / kept, of the n prunable weights alone, at the first seed: "
                  "the largest at and below which a path is left, to 1 %; and the same for “no layer is empty”. "
                  "“Whole again”: points of the grid beyond ρ_cr at which there is a path after all. "
-                 "In a chain nothing can pass ρ_max; "
-                 "a residual network's shortcuts always pass, so ρ_max does not bound it.", pd.DataFrame(lines))
+                 "In a chain nothing can pass ρ_max; a residual network's shortcuts always pass, so ρ_max does not bound "
+                 "it: “≥” where the search ended, at one weight a layer, before any collapse.", pd.DataFrame(lines))
+
+
+def _unbroken(line: pd.Series) -> bool:
+    """Whether the search ended before any collapse, which in a residual network is no critical compression."""
+    return line["model"].startswith("resnet") and pd.isna(line["collapsed"])
 
 
 @drawing
 def critical_compression(found: pd.DataFrame) -> Figure:
-    """rho_cr of every method, a panel per network; open marks: the largest rho with no empty layer."""
+    """rho_cr of every method, a panel per network; open marks: the largest rho with no empty layer; arrows: at least."""
     networks = pairs(found)
     figure, axes = plt.subplots(1, len(networks), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
     names = _ordered(found["method"])[::-1]
     for pair, axis in zip(networks, axes[0], strict=True):
         rows = of(found, pair)
         for by, face in (("layers", "white"), ("path", None)):
-            for line in rows[rows["by"] == by].itertuples():
-                colour = LOOKS.get(line.method, ("#777777",))[0]
-                height = names.index(line.method)
-                axis.plot(line.rho, height, "o", color=colour, markerfacecolor=face or colour, markersize=5)
+            for _, line in rows[rows["by"] == by].iterrows():
+                colour = LOOKS.get(line["method"], ("#777777",))[0]
+                height = names.index(line["method"])
+                axis.plot(line["rho"], height, ">" if _unbroken(line) else "o", color=colour,
+                          markerfacecolor=face or colour, markersize=5)
         if not pair.split("/")[1].startswith("resnet"):
             bound = (rows["weights"] / rows["layers"]).iloc[0]
             axis.axvline(bound, color="#555555", linestyle=":")
@@ -218,13 +225,15 @@ def critical_compression(found: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_yticks(range(len(names)), names)
         axis.set_title(_title(pair).replace(" on ", "\n"))
-    figure.supxlabel("critical compression ρ$_{cr}$ of the prunable weights (● path left, ○ no layer empty)", fontsize=8)
+    figure.supxlabel("critical compression ρ$_{cr}$ of the prunable weights (● path left, ○ no layer empty, ▶ at least)",
+                     fontsize=8)
     figure.data = found.drop(columns="whole_again")
     return figure
 
 
-def maximal(found: pd.DataFrame) -> list[str]:
-    """Does each method satisfy maximal critical compression (Tanaka et al. 2020) on the chains? In sentences."""
+def maximal(found: pd.DataFrame, first: int | None = None) -> list[str]:
+    """Does each method satisfy maximal critical compression (Tanaka et al. 2020) on the chains? In sentences, of the
+    `first` so many by name."""
     chains = found[(found["by"] == "path") & ~found["model"].str.startswith("resnet")] if len(found) else found
     lines = []
     for (dataset, model), rows in chains.groupby(["dataset", "model"], sort=False) if len(chains) else ():
@@ -234,8 +243,9 @@ def maximal(found: pd.DataFrame) -> list[str]:
                  or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
         text = f"{label(model)} on {label(dataset)}: "
         text += f"ρ_max itself is reached by {', '.join(whole)}" if whole else "no method reaches ρ_max itself"
-        listed = ", ".join(f"{name} {value:.2f}" for name, value in ranked.items())
-        lines.append(text + "; log ρ_cr / log ρ_max: " + listed + ".")
+        listed = [f"{name} {value:.2f}" for name, value in ranked.iloc[:first].items()]
+        least = f" down to {ranked.index[-1]} {ranked.iloc[-1]:.2f}" if len(listed) < len(ranked) else ""
+        lines.append(f"{text}; log ρ_cr / log ρ_max: {', '.join(listed)}{least}.")
     return lines
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from lib.data import constant_answer
+from lib.data import at_chance
 from lib.tables import (
     ACCOUNTING,
     DASH,
@@ -51,11 +51,9 @@ class View:
             return pd.DataFrame(0.0, list(bases), ratios)
         return rows.pivot_table(index="base", columns="compression", values=column).loc[list(bases), ratios]
 
-    def halves(self, column: str, model: str, count: int, bases=THESIS, ratios=None) -> pd.DataFrame:
-        """Half of the 95 % interval of each of `values` over the same seeds, by Student's t; NaN for one seed."""
-        rows, ratios = self._whole(column, model, count, bases, ratios)
-        found = summary(rows, column).pivot_table(index="base", columns="compression", values="half", dropna=False)
-        return found.reindex(list(bases), columns=ratios)
+    def summary(self, column: str, model: str, count: int, ratio: float, bases=THESIS) -> pd.DataFrame:
+        """`tables.summary` of these values at one ratio, over the same seeds, a row per method."""
+        return summary(self._whole(column, model, count, bases, [ratio])[0], column).set_index("base")
 
     def _whole(self, column: str, model: str, count: int, bases, ratios) -> tuple[pd.DataFrame, list[float]]:
         """The rows of the seeds that have all the cells asked for, and the ratios asked for."""
@@ -83,12 +81,13 @@ class View:
         return 100 * (achieved / achieved.index - 1)
 
     def at_chance(self, top1: pd.DataFrame, model: str, count: int) -> pd.DataFrame:
-        """Whether an accuracy is what one constant answer reaches, give or take 5 % of it."""
+        """Whether an accuracy, in the reading's accounting, is what one constant answer reaches (`data.at_chance`)."""
         dataset = dataset_for(pairs_of(self.frame), model, count)
-        return top1 <= 1.05 * constant_answer(dataset) * factor_of(self.rows(model, count), self.reading)
+        return at_chance(top1, dataset, factor=factor_of(self.rows(model, count), self.reading))
 
 
 Answer = tuple[str, bool]
+EXACT = "exact at every r"
 
 
 def _ranking(values: pd.Series, count: int = 3) -> str:
@@ -171,7 +170,11 @@ def under_prunes(view: View, model: str, count: int, base: str, least: float, mo
     """Is the median compression error over the ratios, in whole percent, between −`most` and −`least`?"""
     error = view.error(model, count, base)
     obtained = f"median {_percent(error.median())}, from {_percent(error.min())} to {_percent(error.max())}"
-    return obtained, -most <= round(error.median()) <= -least
+    return EXACT if _exact(error) else obtained, -most <= round(error.median()) <= -least
+
+
+def _exact(error: pd.Series) -> bool:
+    return bool(error.abs().max() < 0.5)
 
 
 def _percent(value: float) -> str:
@@ -183,7 +186,8 @@ def recovers(view: View) -> Answer:
     errors = {base: view.error("cnn", 10, base) for base in ("GraSP", "OBD")}
     texts = [f"{base} at worst {_percent(error.min())}, at r = {error.index[-1]:g} {_percent(error.iloc[-1])}"
              for base, error in errors.items()]
-    return "; ".join(texts), all(-error.min() - abs(error.iloc[-1]) >= 5 for error in errors.values())
+    told = EXACT if all(map(_exact, errors.values())) else "; ".join(texts)
+    return told, all(-error.min() - abs(error.iloc[-1]) >= 5 for error in errors.values())
 
 
 def errors_alike(view: View, model: str) -> Answer:
@@ -263,13 +267,15 @@ def synflow_collapses_first(view: View) -> Answer:
 
 
 def layers_stay(view: View) -> Answer:
-    """On VGG-16, does every layer-wise mask leave a weight in every layer? Tells how many let nothing pass all the same."""
+    """On VGG-16, does every layer-wise mask leave a weight in every layer? Tells how many have no path all the same."""
     bases, empty, closed = [base for base in THESIS if base.startswith("Layer")], [], []
     for count in (10, 100):
         empty.append(view.values("empty_layers", "vgg16", count, bases) > 0)
         closed.append(view.values("collapsed", "vgg16", count, bases) > 0.5)
+    asked = sum(part.size for part in empty)
     empty, closed = (sum(int(part.to_numpy().sum()) for part in parts) for parts in (empty, closed))
-    return f"masks with an empty layer: {empty}; masks that let nothing pass all the same: {closed}", empty == 0
+    return (f"an empty layer in {empty} of {asked} cases (method, r, data set); no path all the same, in most seeds: "
+            f"{closed}", empty == 0)
 
 
 def hardly_prunes(view: View) -> Answer:
@@ -319,14 +325,14 @@ def top_four(view: View) -> Answer:
 
 
 def others_collapsed(view: View) -> Answer:
-    """Is every method but the top four at chance level at r = 64? Tells how many masks let nothing pass."""
+    """Is every method but the top four at chance level at r = 64? Tells of how many no path is left."""
     others = [base for base in ORDER if base not in TOP_FOUR]
     top1 = view.top1("cnn", 10, others, [64])
     at_chance = view.at_chance(top1, "cnn", 10)[64]
     closed = int((view.values("collapsed", "cnn", 10, others, [64])[64] > 0.5).sum())
     above = ", ".join(f"{base} {top1.loc[base, 64]:.2f}" for base in others if not at_chance[base])
     return (f"{int(at_chance.sum())} of {len(others)} at chance level; above it: {above or 'none'}; "
-            f"masks that let nothing pass: {closed}"), bool(at_chance.all())
+            f"no path, in most seeds: {closed}"), bool(at_chance.all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +373,7 @@ CLAIMS = (
           "LAMP keeps a larger share of its top-1 from r = 32 to 64 than most", lamp_keeps_more),
     Claim("4.3", "VGG-16: SNIP is the most consistent over all ratios",
           "SNIP has the best mean rank, GraSP apart", snip_most_consistent),
-    Claim("4.3", "VGG-16: GraSP nearly always under-prunes by 50 %", "median error −45 to −55 %",
+    Claim("4.3", "VGG-16 on CIFAR-10: GraSP nearly always under-prunes by 50 %", "median error −45 to −55 %",
           functools.partial(_HALF, model="vgg16", count=10)),
     Claim("4.3", "VGG-16 on CIFAR-10: at its real compression GraSP is about as good as SNIP",
           "GraSP at r = 64 within 5 points of SNIP at r = 32 (published: at r = 64), both above chance", grasp_matches_snip),
@@ -377,8 +383,8 @@ CLAIMS = (
           only_these_collapse),
     Claim("4.3", "ResNet-56: SNIP is best where compression errors are small",
           "SNIP first in at least 3 of 4 columns of top-1, GraSP and SynFlow apart", snip_first_on_resnet),
-    Claim("4.3", "ResNet-56: SynFlow hardly prunes", "compression below 2 at the largest r", hardly_prunes),
-    Claim("4.3", "ResNet-56: GraSP compresses at half the rate", "median error −45 to −55 %",
+    Claim("4.3", "ResNet-56 on CIFAR-10: SynFlow hardly prunes", "compression below 2 at the largest r", hardly_prunes),
+    Claim("4.3", "ResNet-56 on CIFAR-10: GraSP compresses at half the rate", "median error −45 to −55 %",
           functools.partial(_HALF, model="resnet56", count=10)),
     Claim("4.3", "ResNet-56: at its real compression GraSP loses to SNIP in most cases",
           _REAL.format("SNIP", "in more than half"), functools.partial(grasp_loses, rival="SNIP", share=0.5)),
@@ -400,7 +406,7 @@ CLAIMS = (
           functools.partial(under_prunes, model="cnn", count=10, base="GraSP", least=30, most=50)),
     Claim("4.3", "CNN on MNIST: OBD under-prunes by 20-50 %", "median error −20 to −50 %",
           functools.partial(under_prunes, model="cnn", count=10, base="OBD", least=20, most=50)),
-    Claim("4.3", "CNN on MNIST: both recover the right compression at higher sparsity",
+    Claim("4.3", "CNN on MNIST: both start to recover the right compression at higher sparsity",
           "error at the largest r at least 5 points nearer to 0 than at its worst", recovers),
     Claim("4.3", "CNN on MNIST: the top four are GraSP, OBD, GlobalGrad and SNIP",
           "these four first at r = 64", top_four),
@@ -412,15 +418,15 @@ CLAIMS = (
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
     """The thesis's claims, asked of the `@run` reading (in the thesis's accounting) and the published.
 
-    Columns: section, claim, expected, and for both readings what was obtained and the verdict: agrees,
-    disagrees, or not decidable with k of n cells.
+    Columns: section, claim, expected, and for both readings what was obtained and the verdict: agrees or disagrees, with
+    the seeds that bear it out where there are several, or not decidable with k of n cells.
     """
     lines = []
     for claim in CLAIMS:
         line = {"section": claim.section, "claim": claim.text, "expected": claim.expected}
         for reading in ("run", "published"):
             name = "@run" if reading == "run" else reading
-            line[f"{name}: obtained"], line[f"{name}: verdict"] = judge(claim, frame, reading)
+            line[f"{name}: obtained"], line[f"{name}: verdict"] = weighed(claim, frame, reading)
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -435,10 +441,27 @@ def judge(claim: Claim, frame: pd.DataFrame, reading: str) -> tuple[str, str]:
     return obtained, "agrees" if answer else "disagrees"
 
 
+def by_seed(claim: Claim, frame: pd.DataFrame, reading: str) -> list[bool]:
+    """Whether each seed alone, of those that decide a claim, agrees with it."""
+    verdicts = [judge(claim, part, reading)[1] for _, part in frame.groupby("seed")]
+    return [verdict == "agrees" for verdict in verdicts if verdict in ("agrees", "disagrees")]
+
+
+def weighed(claim: Claim, frame: pd.DataFrame, reading: str) -> tuple[str, str]:
+    """What `judge` says, and of how many seeds, with those that agree where not all say the same."""
+    obtained, verdict = judge(claim, frame, reading)
+    if obtained == DASH:
+        return obtained, verdict
+    seeds = by_seed(claim, frame, reading)
+    told = (f"{sum(seeds)} of {len(seeds)} seeds agree" if len(set(seeds)) > 1 else
+            f"{len(seeds)} seed{'s' * (len(seeds) != 1)}")
+    return obtained, f"{verdict} ({told})"
+
+
 def claims_table(frame: pd.DataFrame) -> Table:
     """`claims` under a caption that says how accuracies and compressions were counted, and on which data."""
     found = claims(frame)
-    counts = [found[f"{name}: verdict"].value_counts() for name in ("@run", "published")]
+    counts = [found[f"{name}: verdict"].str.split(" ").str[0].value_counts() for name in ("@run", "published")]
     run, published = (f"{count.get('agrees', 0)} agree, {count.get('disagrees', 0)} disagree and "
                       f"{len(found) - count.get('agrees', 0) - count.get('disagrees', 0)} are not decidable yet"
                       for count in counts)
@@ -447,7 +470,10 @@ def claims_table(frame: pd.DataFrame) -> Table:
                "reading (best epoch × 0.98892, compression by values, as the thesis counts), "
                f"{published} in the published reading (last epoch, all test images, compression by masks).")
     if frame.loc[frame["done"].astype(bool), "seed"].nunique() > 1:
-        caption += " Over several seeds: decided by the means of those seeds that have all the cells of a claim."
+        caption += " Decided by the means of those seeds that have all the cells of a claim; in brackets how many these are."
+    trained = frame["precision"].where(frame["top1"].notna())
+    if (reduced := trained.notna() & (trained != "float32")).any():
+        caption += f" Of {int(trained.notna().sum())} trained cells {int(reduced.sum())} are in {trained[reduced].iloc[0]}."
     if stand_ins:
         names = ", ".join(map(label, stand_ins))
         caption += f" Decided on stand-in data, {names}: a rehearsal, not evidence."

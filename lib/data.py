@@ -117,6 +117,12 @@ def constant_answer(name: str, metric: str = "top1") -> float:
     return _UNEVEN.get(name, {}).get(metric, (5 if metric == "top5" else 1) * 100 / classes(name))
 
 
+def at_chance(accuracy, name: str, metric: str = "top1", factor: float = 1.0):
+    """Whether an accuracy in percent, or each of an array or frame of them, is at most a constant answer's and a twentieth
+    more. factor: by which an accounting that is not plain counts it too low, as the thesis's does."""
+    return accuracy <= 1.05 * factor * constant_answer(name, metric)
+
+
 def load(name: str, root: str | Path | None = None) -> Data:
     """The image set `name`, one of `NAMES`, in canonical order, on the CPU.
 

@@ -19,7 +19,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib import tables
+from lib import methods, tables
 from lib.data import constant_answer
 
 COLUMN, PAGE = 3.4, 7.0     # widths in inches: one column of a paper, both columns
@@ -34,6 +34,7 @@ LOOKS = {
     "LAMP": ("#44AA99", "v"), "OBD": ("#117733", "P"), "SNIP": ("#CC6677", "*"), "GraSP": ("#882255", "X"),
     "SynFlow": ("#AA4499", "p"),
 }
+CELL = ["method", "compression", "seed", "learning_rate"]   # what tells the cells of one network apart
 CUT, BAR = "#EE7733", "#CCCCCC"     # of thresholds and histograms: no method has them
 PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
 
@@ -66,15 +67,19 @@ def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def save(figure: Figure, stem: Path | str) -> Image:
     """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all; returns the PNG, to be shown.
 
-    The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`.
+    The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`. Of a network that the
+    profile has no cells of (`asked` is False) nothing is written.
     """
+    written = getattr(figure, "asked", True)
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     for suffix, metadata in undated.items():
         content = io.BytesIO()
         with style():
             figure.savefig(content, format=suffix, metadata=metadata, dpi=200)
-        tables.write(f"{stem}.{suffix}", content.getvalue())
-    tables.write(f"{stem}.csv", figure.data.to_csv(index=False, lineterminator="\n"))
+        if written:
+            tables.write(f"{stem}.{suffix}", content.getvalue())
+    if written:
+        tables.write(f"{stem}.csv", figure.data.to_csv(index=False, lineterminator="\n"))
     title = figure.get_suptitle() or figure.axes[0].get_title()
     return Image(content.getvalue(), width=round(110 * figure.get_figwidth()), alt=title)
 
@@ -89,8 +94,8 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
 
     metric: "top1" or "top5". bases: only these methods, named without a reading; by default all there are.
     `@run` counts as the thesis does (best epoch × 0.98892), the other readings plainly. The line of chance (one
-    constant answer to all) is dotted, that of the unpruned network dashed; bands are 95 % intervals over seeds. Raises
-    `UserError` where the frame mixes recipes.
+    constant answer to all) is dotted, that of the unpruned network dashed; bands: see `draw_lines`. Raises `UserError`
+    where the frame mixes recipes.
     """
     rows, readings = _chosen(frame, dataset, model, bases), list(readings)
     rows = rows[rows["epochs"] > 0]    # a profile of masks trains none
@@ -100,15 +105,15 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
         accounting = tables.ACCOUNTING[reading]
         column = f"{metric}{accounting}"
         names = names_of(rows, reading)
-        counted.append(tables.coverage(rows, names, ratios_of(rows), column))
+        counted.append(cells_of(rows, names, column))
         parts.append(draw_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
         factor = tables.factor_of(rows, reading)
         chance = factor * constant_answer(dataset, metric)
         draw_levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         axis.set_title(f"{PANELS[reading]}\n({f'best epoch × {factor:.5f}' if accounting else 'last epoch'})")
     axes[0].set_ylabel(f"{metric.replace('top', 'top-')} accuracy (%)")
-    # Nothing lies much below chance; where that is high, the space under it would be empty. A band may go beyond 100 %.
-    highest = min(axes[0].get_ylim()[1], 105) if any(map(len, parts)) else 100
+    # Nothing lies much below chance; where that is high, the space under it would be empty.
+    highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     figure.data = pd.concat(parts, ignore_index=True)
     finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
@@ -126,7 +131,7 @@ def compression_error(frame: pd.DataFrame, dataset: str, model: str,
         found = rows[f"compression_{column}"].astype(float)
         chosen = rows.assign(error=100 * (found / rows["compression"] - 1))
         names = names_of(rows, reading)
-        counted.append(tables.coverage(chosen, names, ratios_of(rows), "error"))
+        counted.append(cells_of(chosen, names, "error"))
         parts.append(draw_lines(axis, chosen[rows["method"].isin(names) | (rows["base"] == "Dense")], "error"))
         axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
         axis.set_title(f"{PANELS[reading]}\n(counts {'values' if column == 'released' else 'masks'})")
@@ -156,18 +161,28 @@ def names_of(rows: pd.DataFrame, reading: str) -> list[str]:
     return [there[base] for base in tables.bases() if base in there]
 
 
+def cells_of(rows: pd.DataFrame, names: Iterable[str], column: str) -> pd.DataFrame:
+    """The cells that a panel of these methods asks for, the unpruned networks among them, and whether each is `there`."""
+    asked = rows[rows["method"].isin({*names, *map(methods.dense, names)})]
+    return asked[CELL].assign(there=asked[column].notna())
+
+
 def ratios_of(rows: pd.DataFrame) -> list[float]:
     """The compressions of `rows`, in order."""
     return sorted(rows["compression"].unique())
 
 
 def draw_lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One line per method with its band over seeds, broken where a ratio is missing; returns the numbers drawn."""
+    """One line per method, broken where a ratio is missing, with its band over seeds: the mean's 95 % interval or, where
+    an accuracy's would leave 0 to 100 %, the range of the seeds. Returns the numbers drawn."""
     points = tables.expand(rows).astype({column: float})
     found = tables.summary(points, column)
     order = tables.bases()
     found = found.sort_values(["base", "compression"], key=lambda values: values.map(order.index)
                               if values.name == "base" else values, kind="stable")
+    ranges = tables.leaves_percent(found) & column.startswith("top")
+    found["lower"] = (found["mean"] - found["half"]).mask(ranges, found["least"])
+    found["upper"] = (found["mean"] + found["half"]).mask(ranges, found["most"])
     for base, line in found.groupby("base", sort=False):
         colour, marker = LOOKS.get(base, ("#777777", "h"))
         layerwise = base.startswith("Layer")
@@ -175,10 +190,18 @@ def draw_lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
         axis.plot(line.index, line["mean"], color=colour, marker=marker, label=base,
                   linestyle="--" if layerwise else "-", markerfacecolor="white" if layerwise else colour,
                   markeredgewidth=0.8, markersize=6.5 if marker == "*" else 4, zorder=3)
-        axis.fill_between(line.index, line["mean"] - line["half"], line["mean"] + line["half"],
-                          color=colour, alpha=0.1, linewidth=0)
-    columns = ["base", "method", "reading", "compression", "value", "mean", "half", "seeds"]
+        _draw_band(axis, line, colour)
+    columns = ["base", "method", "reading", "compression", "value", "mean", "half", "least", "most", "seeds"]
     return found.assign(value=column)[columns]
+
+
+def _draw_band(axis: plt.Axes, line: pd.DataFrame, colour: str) -> None:
+    """A band between `lower` and `upper`; a bar where the neighbours have none."""
+    axis.fill_between(line.index, line["lower"], line["upper"], color=colour, alpha=0.1, linewidth=0)
+    there = line["lower"].notna()
+    alone = line[there & ~there.shift(fill_value=False) & ~there.shift(-1, fill_value=False)]
+    if len(alone):
+        axis.vlines(alone.index, alone["lower"], alone["upper"], color=colour, linewidth=0.8, alpha=0.6)
 
 
 def draw_levels(axis: plt.Axes, chance: float, dense: float) -> None:
@@ -193,7 +216,7 @@ def draw_levels(axis: plt.Axes, chance: float, dense: float) -> None:
 
 
 def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
-            counted: list[tuple[int, int]]) -> None:
+            counted: list[pd.DataFrame]) -> None:
     """The axis of ratios, one legend outside, and a title that says what is missing, what stands in and what a band is."""
     ratios = ratios_of(rows) or list(tables.RATIOS)
     for axis in axes:
@@ -206,15 +229,24 @@ def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, m
     names = [base for base in tables.bases() if base in handles]
     if names:
         figure.legend([handles[name] for name in names], names, loc="outside right center", handlelength=3)
-    k, n = (sum(values) for values in zip(*counted, strict=True))
+    cells = pd.concat(counted).drop_duplicates(CELL)    # panels share the unpruned networks
+    k, n = int(cells["there"].sum()), len(cells)
+    figure.asked = n > 0
     if k == 0:    # empty axes would tell no more than the title does
         figure.clear()
         figure.set_size_inches(PAGE, 0.35)
     missing = "no such cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
     parts = [f"{tables.label(model)} on {tables.label(dataset)}: {what}", missing]
-    seeds = int(figure.data["seeds"].max()) if len(figure.data) else 0
-    band = f"\nmean and 95 % interval (Student's t) over up to {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(" · ".join(filter(None, parts)) + band)
+    figure.suptitle(" · ".join(filter(None, parts)) + _band_of(figure.data))
+
+
+def _band_of(drawn: pd.DataFrame) -> str:
+    """What the bands of a figure are, as a second line of its title."""
+    if drawn.empty or drawn["seeds"].max() < 2:
+        return ""
+    ranges = drawn["value"].str.startswith("top") & tables.leaves_percent(drawn)
+    told = f"; {tables.RANGE}" if ranges.any() else ""
+    return f"\nmean and 95 % interval (Student's t{told}) over {tables.over(drawn['seeds'])}"
 
 
 # ---- Pictures of scores and masks --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -36,9 +37,12 @@ INDEX = """<!DOCTYPE html>
 """
 
 
-def page(notebook: Path) -> str:
-    """An executed notebook as one HTML file."""
-    return _Exporter(raw_template=TEMPLATE).from_filename(str(notebook))[0]
+def page(notebook: Path, others: Container[str]) -> str:
+    """An executed notebook as one HTML file. others: the notebooks of which there is a page beside it; what leads to
+    another one is no link in it."""
+    exporter = _Exporter(raw_template=TEMPLATE)
+    exporter.others = others
+    return exporter.from_filename(str(notebook))[0]
 
 
 def index(name: str, folder: Path) -> str:
@@ -73,7 +77,9 @@ def mathml(latex: str, display: str) -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown as in Jupyter, with MathML for LaTeX and with links that stay among the pages."""
+    """Markdown as in Jupyter, with MathML for LaTeX and with links that stay among the pages that there are."""
+
+    others: Container[str] = ()
 
     def block_math(self, body: str) -> str:
         return mathml(body, "block")
@@ -85,6 +91,9 @@ class _Renderer(IPythonRenderer):
         return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        notebook = re.match(r"([\w-]+)\.ipynb", url)
+        if notebook and notebook[1] not in self.others:
+            return text
         url = re.sub(r"^([\w-]+)\.ipynb", r"\1.html", url).replace("../README.md", "index.html")
         return super().link(text, url, title)
 
@@ -95,4 +104,6 @@ class _Renderer(IPythonRenderer):
 
 class _Exporter(HTMLExporter):
     def markdown2html(self, source: str) -> str:
-        return MarkdownWithMath(_Renderer(escape=False)).render(source)
+        renderer = _Renderer(escape=False)
+        renderer.others = self.others
+        return MarkdownWithMath(renderer).render(source)

@@ -43,9 +43,10 @@ def _words(network: str, lines: list[tuple[int, int, int, dict]]) -> str:
     outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
     said = (f"{outside} of {len(sides)}: its tests in bf16 do not stand for float32" if outside else
             "outside them in none" if sides else "not judged by a single one")
-    return (f"{network} ({len(lines)} cells): of {epochs} differences, epoch by epoch, {within} are within the range of the "
-            f"seeds at that epoch, of those of the training loss {losses}; after the last one, beside the seeds of bf16, "
-            f"float32 is {said}.")
+    compared = " and ".join(sorted({line["epochs"] for *_, line in lines}, key=int))
+    return (f"{network} ({len(lines)} cells, the first {compared} epochs): of {epochs} differences, epoch by epoch, "
+            f"{within} are within the range of the seeds at that epoch, of those of the training loss {losses}; after the "
+            f"last one, beside the seeds of bf16, float32 is {said}.")
 
 
 def _line(record: Record, rounded: list[Record]) -> tuple[int, int, int, dict] | None:

@@ -32,14 +32,14 @@ def _paired(frame: pd.DataFrame, rate: float, rates: list[float]) -> pd.DataFram
 
 
 def among_first(frame: pd.DataFrame) -> int | None:
-    """How many of the thesis's top four are among the first four at r = 64; None: not run.
+    """How many of the thesis's top four are among the first four at r = 64 and above chance; None: not run.
 
     Places, not points: a rate that trains everything less brings all accuracies together, which is no agreement.
     """
     view = claims.View(frame, "run")
     top1 = view.top1("cnn", 10, ORDER, [64])[64]
-    places = top1.rank(ascending=False, method="max")    # of methods that are all at chance level, none is among the first
-    return int((places[list(claims.TOP_FOUR)] <= 4).sum()) if all(k == n for k, n in view.asked.values()) else None
+    first = (top1.rank(ascending=False) <= 4) & ~view.at_chance(top1, "cnn", 10)
+    return int(first[list(claims.TOP_FOUR)].sum()) if all(k == n for k, n in view.asked.values()) else None
 
 
 def closed(frame: pd.DataFrame) -> dict[str, list[int]]:
@@ -52,6 +52,8 @@ def closed(frame: pd.DataFrame) -> dict[str, list[int]]:
 def statements(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
     """What the thesis says of MNIST, asked of `@run` at each rate: first the seeds that all rates have, then each seed."""
     rates, lines = _asked(rates), []
+    if not frame["model"].eq("cnn").any():
+        return Table("The CNN on MNIST: no such cells in this profile.", pd.DataFrame())
     for claim in STATEMENTS:
         line = {"the thesis says": claim.text.removeprefix("CNN on MNIST: ")}
         for rate in rates:
@@ -60,7 +62,7 @@ def statements(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
             line[f"at {rate:g}"] = missing if obtained == DASH else f"{verdict}: {obtained}"
             line[f"at {rate:g}, seeds that agree"] = _by_seed(at_rate(frame, rate), claim)
         lines.append(line)
-    places = {"the thesis says": "(how many of its top four are among the first four at r = 64)"}
+    places = {"the thesis says": "(how many of its top four are among the first four at r = 64, above chance)"}
     for rate in rates:
         places[f"at {rate:g}"] = _count(among_first(_paired(frame, rate, rates)))
         seeds = [among_first(rows) for _, rows in at_rate(frame, rate).groupby("seed")]
@@ -72,13 +74,8 @@ def _count(value: int | None) -> str:
     return NOT_RUN if value is None else f"{value} of 4"
 
 
-def _seed_verdicts(rows: pd.DataFrame, claim: claims.Claim) -> list[bool]:
-    verdicts = [claims.judge(claim, part, "run")[1] for _, part in rows.groupby("seed")]
-    return [verdict == "agrees" for verdict in verdicts if verdict in ("agrees", "disagrees")]
-
-
 def _by_seed(rows: pd.DataFrame, claim: claims.Claim) -> str:
-    found = _seed_verdicts(rows, claim)
+    found = claims.by_seed(claim, rows, "run")
     return f"{sum(found)} of {len(found)}" if found else NOT_RUN
 
 
@@ -86,7 +83,7 @@ def verdict_on(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
     """Which rates are compatible with what the thesis says of MNIST, which are not, and how sure that is."""
     rates = _asked(rates)
     head = (f"What the thesis says of the CNN on MNIST, at learning rate{'s' if len(rates) > 1 else ''} "
-            f"{_and(f'{rate:g}' for rate in rates)}.")
+            f"{_and(f'{rate:g}' for rate in rates)}{_by_seeds(frame, rates)}.")
     if len(rates) < 2:
         return f"{head} This profile has no second learning rate."
     answers = {rate: [claims.judge(claim, _paired(frame, rate, rates), "run") for claim in STATEMENTS] for rate in rates}
@@ -99,6 +96,12 @@ def verdict_on(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
     if not all(decided.values()):
         return " ".join([head, *told, "So the two cannot be compared yet."])
     return " ".join([head, *told, _which(frame, answers), *(_how_sure(frame, rate) for rate in rates)])
+
+
+def _by_seeds(frame: pd.DataFrame, rates: list[float]) -> str:
+    """By which seeds rates are compared, where there is more than one rate."""
+    seeds = sorted(_paired(frame, rates[0], rates)["seed"].unique()) if len(rates) > 1 else []
+    return f", compared by seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else ""
 
 
 def _compatible(rate: float, found: list[tuple[str, str]]) -> str:
@@ -114,6 +117,14 @@ def _there(rows: pd.DataFrame) -> str:
     return f"{int(rows['done'].sum())} of {len(rows)} cells"
 
 
+def deciding(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
+    """Of how many statements on MNIST the verdict depends on the rate, in a few words."""
+    answers = [[claims.judge(claim, _paired(frame, rate, _asked(rates)), "run")[1] for claim in STATEMENTS]
+               for rate in _asked(rates)]
+    differ = sum(len(set(verdicts)) > 1 for verdicts in zip(*answers, strict=True))
+    return f"of the {len(STATEMENTS)} statements on MNIST the verdict on {differ or 'none'} depends on the rate"
+
+
 def _which(frame: pd.DataFrame, answers: dict[float, list[tuple[str, str]]]) -> str:
     """What separates the rates. A statement on masks cannot: they are made before any training."""
     first, second = answers.values()
@@ -124,13 +135,13 @@ def _which(frame: pd.DataFrame, answers: dict[float, list[tuple[str, str]]]) -> 
     return (f"{same} of the statements come out alike to the digit, as all must that ask for masks, which no learning rate "
             "moves. " + (f"On {differ} the verdict differs." if differ else
                          "On none does the verdict differ, so they do not tell the rates apart.")
-            + f" Among the first four at r = 64 are {both}.")
+            + f" Among the first four at r = 64, and above chance, are {both}.")
 
 
 def _how_sure(frame: pd.DataFrame, rate: float) -> str:
     """How many seeds a rate's verdicts rest on, and whether any depends on the seed."""
     rows = at_rate(frame, rate)
-    found = [_seed_verdicts(rows, claim) for claim in STATEMENTS]
+    found = [claims.by_seed(claim, rows, "run") for claim in STATEMENTS]
     seeds, wavering = min(map(len, found)), sum(len(set(verdicts)) > 1 for verdicts in found)
     if seeds < 2:
         return f"What is said of {rate:g} rests on one seed."
@@ -163,8 +174,9 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
     counts = _and(f"{rate:g} in {nearer.count(rate)} (median distance "
                   f"{median(each[rate] for each in distances):.2f} points)" for rate in rates) if nearer else NOT_RUN
     return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f})."
-                 f" Its SynFlow rows are an unpruned network's. {len(nearer)} of {len(lines)} numbers have their cells at "
-                 f"both rates; nearer to the printed one: {counts}.", pd.DataFrame(lines))
+                 " Its SynFlow rows are an unpruned network's, and both have the same cell here. "
+                 f"{len(nearer)} of {len(lines)} numbers have their cells at both rates; nearer to the printed one: "
+                 f"{counts}.", pd.DataFrame(lines))
 
 
 def _known() -> list[tuple[tuple[str, int], str, int]]:
@@ -192,7 +204,7 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
     for rate, axis in zip(rates, axes, strict=True):
         rows = tables.select(_paired(frame, rate, rates), dataset, "cnn")
         names = figures.names_of(rows, "run")
-        counted.append(tables.coverage(rows, names, figures.ratios_of(rows), column))
+        counted.append(figures.cells_of(rows, names, column))
         drawn = rows[rows["method"].isin(names) | (rows["base"] == "Dense")]
         parts.append(figures.draw_lines(axis, drawn, column).assign(learning_rate=rate))
         for line in axis.get_lines():
@@ -200,7 +212,8 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
                 line.set_alpha(0.3)
         figures.draw_levels(axis, tables.factor_of(rows, "run") * constant_answer(dataset),
                         rows.loc[rows["method"] == "Dense", column].astype(float).mean())
-        axis.set_title(f"learning rate {rate:g}\n({_agreeing(rows)})")
+        by = _by_seeds(frame, rates).replace("compared by ", "")
+        axis.set_title(f"learning rate {rate:g}{by}\n({_agreeing(rows)})")
     axes[0].set_ylabel("top-1 accuracy (%)")
     axes[0].set_ylim(0, 105)
     figure.data = pd.concat(parts, ignore_index=True)

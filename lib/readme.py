@@ -1,4 +1,7 @@
-"""What was found, for the README: computed from the committed stores. `python -m lib.readme` writes it there."""
+"""What was found, for the README: computed from the committed stores.
+
+`python -m lib.readme` writes it there, and the claims, each with what decides it, to outputs/claims.md.
+"""
 
 import re
 import sys
@@ -6,35 +9,31 @@ import sys
 import pandas as pd
 
 from lib import atlas, claims, precision, profile, rates, shift, significance, tables, training
-from lib.data import constant_answer
 from lib.profile import ROOT
 from lib.store import Store
 from lib.study import Answer
 
 README = ROOT / "README.md"
+CLAIMS = "outputs/claims.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
 TRAINED, END_TRAINED = "<!-- trained out: written by python -m lib.readme -->\n", "<!-- end of trained out -->\n"
 
 
 def found() -> str:
-    """The block of the README: one figure, what the store of MNIST says, and how far the other stores are."""
-    mnist, masks = _frame("mnist"), _frame("masks")
+    """The block of the README: one figure, what the stores say, and how far they are."""
+    mnist, masks, paper = map(_frame, ("mnist", "masks", "paper"))
     return "\n".join([
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
-        f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; top-1 in percent; always "
-        f"answering the most frequent class gives {constant_answer('mnist'):g}):", "",
+        f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; all 14 methods)", "",
         *map(_ranking, ("published", "run"), (mnist, mnist)),
-        "- What a seed alone moves, by a paired t-test over seeds with Holm's correction:",
-        *(f"  - {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}"
-          for reading in ("published", "run")),
-        f"- {rates.verdict_on(*_at_both_rates('mnist'))}", "",
-        "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
-        "|---|---|---|", *_verdicts(mnist, "CNN"), "",
-        f"**Masks of the real networks, without training** ({_done(masks)}; {_seeds(masks)}):", "",
-        *_collapse(), "",
-        "| the thesis says | `@run`, as its code computed it | published, as the methods are defined |",
-        "|---|---|---|", *_verdicts(masks, "VGG-16", "ResNet-56"), "",
-        f"**CIFAR** ({_done(_frame('paper'))}): " + _undecided(masks, _frame("paper")), "", *_cifar(), ""])
+        *(f"- {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}"
+          for reading in ("published", "run")), "",
+        f"**Masks of the real networks, without training** ({_done(masks)}; {_seeds(masks)})", "",
+        *_masks(masks), "",
+        f"**CIFAR** ({_done(paper)}{_reduced(paper)}; where cells are missing, tables and figures say \"k of n cells\")", "",
+        *_cifar(), "",
+        f"**The thesis's claims**: {_claims().caption} [All of them, with what was found]({CLAIMS}).", "",
+        "Tables and figures: " + "; ".join(_links(name) for name in ("mnist", "masks", "paper")) + ".", ""])
 
 
 def caveat() -> str:
@@ -70,6 +69,12 @@ def _done(frame: pd.DataFrame) -> str:
     return f"{int(frame['done'].sum())} of {len(frame)} cells computed"
 
 
+def _reduced(frame: pd.DataFrame) -> str:
+    """How many of the cells were trained in another precision than float32."""
+    counts = frame.loc[frame["precision"].ne("float32"), "precision"].value_counts()
+    return "".join(f", {count} of them trained in {name}" for name, count in counts.items())
+
+
 def _listed(items) -> str:
     return ", ".join(map(str, items))
 
@@ -77,64 +82,99 @@ def _listed(items) -> str:
 def _ranking(reading: str, frame: pd.DataFrame) -> str:
     """A line: what is above chance at the largest ratio, in order, with what `@run` really compressed."""
     view, ratio = claims.View(frame, reading), frame["compression"].max()
-    title = ("As **published**, at the exact compression" if reading == "published"
-             else "As the released code **ran** them (in brackets the compression that was reached)")
-    top1 = view.top1("cnn", 10, tables.ORDER, [ratio])
+    title = ("**Published**, at the exact compression" if reading == "published" else
+             "**As run**, at the compression that was really reached")
+    found = view.summary(f"top1{tables.ACCOUNTING[reading]}", "cnn", 10, ratio, tables.ORDER)
     k, n = next(iter(view.asked.values()))
     if k < n:
         return f"- {title}, r = {ratio:g}: {k} of {n} cells."
-    above = top1[~view.at_chance(top1, "cnn", 10)[ratio]][ratio].sort_values(ascending=False, kind="stable")
-    halves = view.halves(f"top1{tables.ACCOUNTING[reading]}", "cnn", 10, tables.ORDER, [ratio])[ratio]
-    names = [f"{base} {value:.1f}" + (f" ± {halves[base]:.1f}" if pd.notna(halves[base]) else "")
-             + (f" (at {view.compression('cnn', 10, base)[ratio]:.1f})" if reading == "run" else "")
-             for base, value in above.items()]
-    interval = " (± 95 % interval of Student's t over seeds)" if halves.notna().any() else ""
-    return (f"- {title}: of {n} methods asked for r = {ratio:g}, {len(above)} train to more than chance{interval}: "
-            f"{_listed(names)}.")
+    above = found[~view.at_chance(found["mean"], "cnn", 10)].sort_values("mean", ascending=False, kind="stable")
+    told = [_told(base, line, view, ratio) for base, line in above.iterrows()]
+    return (f"- {title}: asked for r = {ratio:g}, {len(above)} of {n} are above chance on the mean over seeds: "
+            f"{'; '.join(told)}.")
 
 
-def _collapse() -> list[str]:
-    """What the masks say of the entries at chance level, and how far the methods prune before collapse."""
+def _told(base: str, line: pd.Series, view: claims.View, ratio: float) -> str:
+    """A method's mean and interval, or the range of its seeds where one of them is at chance."""
+    dead = bool(view.at_chance(line["least"], "cnn", 10))
+    reached = f" at {view.compression('cnn', 10, base)[ratio]:.1f}" if view.reading == "run" else ""
+    return f"{base} {line['mean']:.1f}{tables.spread(line, digits=1, ranged=dead)}{reached}"
+
+
+def _masks(frame: pd.DataFrame) -> list[str]:
+    """Why some compress less than asked, what the masks say of the entries at chance, and how far the methods prune."""
     folder = ROOT / "outputs" / "masks"
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
     critical = atlas.answers(Store(folder / "audit.jsonl", Answer).records.values(), "critical")
-    meaning = ("ρ is n, the prunable weights, over those that are kept; ρ_cr the largest up to which a path from input to "
-               "output is left (published methods, first seed). A chain of L layers allows at most ρ_max = n/L, one weight "
-               "a layer. On the logarithmic scale below 1.00 is ρ_max, 0 the unpruned network.")
-    return [f"- {line}" for line in (atlas.chance_table(masks).caption, meaning, *atlas.maximal(critical))]
+    errors = "; ".join(f"{whose}: {_obtained(frame, text)}" for whose, text in (
+        ("GraSP on VGG-16", "GraSP nearly always under-prunes"), ("on ResNet-56", "GraSP compresses at half the rate"),
+        ("on the CNN", "GraSP under-prunes by 30-50 %"), ("OBD on the CNN", "OBD under-prunes by 20-50 %")))
+    return [
+        "- As run, GraSP and OBD compress less than asked, for their scores are signed and the released mask keeps both "
+        f"tails. Error of the compression: {errors}. Published masks are exact.",
+        f"- SynFlow on ResNet-56 as run: {_obtained(frame, 'SynFlow hardly prunes')} (its one round overflows, and a "
+        "threshold that is not a number drops nothing), so the thesis's numbers of it are an unpruned network's.",
+        f"- {atlas.chance_table(masks).caption}",
+        "- How far the published methods prune before no path is left, ρ = prunable weights / kept: a chain of L layers "
+        "allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 the unpruned network (first seed; "
+        "[all](outputs/masks/tables/07-critical.md)).",
+        *(f"  - {line}" for line in atlas.maximal(critical, 3))]
 
 
-def _verdicts(frame: pd.DataFrame, *networks: str) -> list[str]:
-    """A line of the table for each claim about these networks that the cells decide."""
-    lines = []
-    for claim in claims.CLAIMS:
-        answers = [claims.judge(claim, frame, reading) for reading in ("run", "published")]
-        if any(name in claim.text for name in networks) and any(obtained != tables.DASH for obtained, _ in answers):
-            cells = [verdict if obtained == tables.DASH else f"{verdict}: {obtained}" for obtained, verdict in answers]
-            lines.append(f"| {claim.text.removeprefix('CNN on MNIST: ')} | {' | '.join(cells)} |")
-    return lines
-
-
-def _undecided(*frames: pd.DataFrame) -> str:
-    asked = [claim for claim in claims.CLAIMS if "CNN" not in claim.text]
-    open_ones = sum(all(claims.judge(claim, frame, "run")[0] == tables.DASH for frame in frames) for claim in asked)
-    return (f"{open_ones} of the {len(asked)} claims about VGG-16 and ResNet-56 cannot be decided yet in the `@run` "
-            "reading, and Tables 4.2-4.5 and Figures 4.1-4.10 say \"k of n cells\" where cells are missing.")
+def _obtained(frame: pd.DataFrame, text: str) -> str:
+    """What the one claim of these words finds in the `@run` reading."""
+    [claim] = [claim for claim in claims.CLAIMS if text in claim.text]
+    obtained, verdict = claims.judge(claim, frame, "run")
+    return verdict if obtained == tables.DASH else obtained
 
 
 def _cifar() -> list[str]:
     """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision and tests."""
-    frame, both = _at_both_rates("paper")
-    agreement = tables.agreement(tables.at_rate(frame, both[0])).body.set_index(["table", "network", "r"])
-    there = agreement[~agreement["cells"].str.startswith("0 of")]
-    lines = [f"- Table {table}, {network}, `@run` beside the printed numbers, {line['cells']} cells: median difference of "
-             f"top-1 {line['top-1: median difference']} points, rank correlation {line['top-1: rank correlation']}; of the "
+    (frame, both), mnist = _at_both_rates("paper"), _at_both_rates("mnist")
+    agreement = tables.agreement(tables.at_rate(frame, both[0])).body
+    lines = [f"- [Table {line['table']}](outputs/paper/tables/table-{line['table']}.md), {line['network']}, `@run` beside "
+             f"the printed numbers, {line['cells']} cells: top-1 differs by {line['top-1: median difference']} points "
+             f"(median; at most {line['top-1: largest']}), rank correlation {line['top-1: rank correlation']}; of the "
              f"entries at chance in either, {line['top-1: chance coincides']} are so in both."
-             for (table, network, _), line in there.iterrows()]
+             for _, line in agreement.iterrows() if not line["cells"].startswith("0 of")]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
-    compared = precision.comparison([*_records("paper"), *shorter]).caption
-    silent = shift.silent(_records("paper"), both[0]).caption
-    return [rates.resnet(frame, both).markdown(), *lines, f"- {compared}", f"- {silent}"]
+    return [f"- The learning rate: the thesis's text says {both[1]:g}, its code's default is {both[0]:g}. "
+            f"{rates.resnet(frame, both).caption} [Number by number](outputs/paper/tables/resnet-rates.md); "
+            f"{rates.deciding(*mnist)}.", *lines,
+            f"- {precision.comparison([*_records('paper'), *shorter]).caption}",
+            f"- {shift.silent(_records('paper'), both[0]).caption}"]
+
+
+def _claims() -> tables.Table:
+    """Every claim, asked in both readings of the first store that decides it."""
+    frames, lines = {name: _frame(name) for name in ("mnist", "masks", "paper")}, []
+    for claim in claims.CLAIMS:
+        line = {"section": claim.section, "the thesis says": claim.text, "agrees if": claim.expected}
+        for reading, name in (("run", "@run"), ("published", "published")):
+            answers = {store: claims.weighed(claim, frame, reading) for store, frame in frames.items()}
+            store = next((store for store, (obtained, _) in answers.items() if obtained != tables.DASH), None)
+            line[f"{name}: verdict"], line[f"{name}: found"] = (
+                (answers[store][1], f"{answers[store][0]} [{store}]") if store else ("not decidable yet", tables.DASH))
+        lines.append(line)
+    body = pd.DataFrame(lines)
+    told = "; ".join(f"{name}: {_verdicts(body[f'{name}: verdict'])}" for name in ("@run", "published"))
+    return tables.Table(f"Of {len(body)}, {told}.", body)
+
+
+def _verdicts(verdicts: pd.Series) -> str:
+    return ", ".join(f"{int(verdicts.str.startswith(begin).sum())} {what}" for begin, what in (
+        ("agrees", "agree"), ("disagrees", "disagree"), ("not", "cannot be decided yet")))
+
+
+def claims_page() -> str:
+    """outputs/claims.md."""
+    return ("# What the thesis claims, and what the cells say\n\nWritten by `python -m lib.readme` from the stores; in "
+            "square brackets the store that decides. Accuracies: top-1 in percent, for `@run` as the thesis counts. With "
+            f"several seeds, the verdict is on their means; in brackets how many they are.\n\n{_claims().markdown()}")
+
+
+def _links(name: str) -> str:
+    return f"{name} ([tables](outputs/{name}/tables), [figures](outputs/{name}/figures))"
 
 
 def replaced(text: str) -> str:
@@ -146,4 +186,5 @@ def replaced(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / CLAIMS).write_text(claims_page(), encoding="utf-8")
     sys.exit(0)

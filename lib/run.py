@@ -235,7 +235,7 @@ def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
     """
     from lib import execution, manifest, pages, tables
 
-    outcomes, sources, jobs = [], {}, []
+    outcomes, sources, jobs, there = [], {}, [], {}
 
     def finished(outcome: execution.Outcome) -> None:
         outcomes.append(outcome)
@@ -246,11 +246,13 @@ def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
             + (f": {outcome.problem}" if outcome.problem else ""))
         if outcome.status == "executed":
             folder = profile.outputs(outcome.profile)
-            page = pages.page(folder / "notebooks" / f"{outcome.name}.ipynb")
+            page = pages.page(folder / "notebooks" / f"{outcome.name}.ipynb", there[outcome.profile])
             tables.write(folder / "html" / f"{outcome.name}.html", page)
 
     for chosen, names in wanted:
         absent, current = lacking(chosen, names), manifest.current(chosen, names)
+        made = {page.stem for page in (profile.outputs(chosen.profile) / "html").glob("*.html")}
+        there[chosen.profile] = made | {name for name in names if name not in absent}
         for name in names:
             sources[chosen.profile, name] = manifest.source(chosen, name)
             if name in absent:

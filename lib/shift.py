@@ -47,7 +47,7 @@ def learns(record: Record, epoch: int) -> bool:
 
 def at_chance(record: Record, epoch: int) -> bool:
     """Whether the test after an epoch is no better than one answer to all images."""
-    return 100 * record.history[epoch]["top1"] <= 1.05 * data.constant_answer(record.cell.dataset) * record.test_images
+    return data.at_chance(100 * record.history[epoch]["top1"] / record.test_images, record.cell.dataset)
 
 
 def _line(dataset: str, model: str, records: list[Record]) -> list[str]:
@@ -63,6 +63,7 @@ def _line(dataset: str, model: str, records: list[Record]) -> list[str]:
 
 def _words(line: list[str]) -> str:
     network, trained, learned, waits, mute, named = line
-    meanwhile = f", which meanwhile were tested at chance after a median of {waits} epochs" if waits != DASH else ""
+    meanwhile = "" if waits in (DASH, "0") else (
+        f", which after a median of {waits} of their epochs were still tested at chance")
     still = f", and {mute} after the last one too: {named}" if named != DASH else ""
     return f"{network}: {learned} of {trained} trained cells learned{meanwhile}{still}."

@@ -66,11 +66,9 @@ class Comparison:
         k, n = len(self.names), len(self.values)
         return stats.studentized_range.ppf(1 - LEVEL, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
 
-    def joined(self) -> list[tuple[int, int]]:
-        """Ranges of places (first, last) in the order: two methods that none of them holds are told apart."""
-        reach = [max([place, *(other for other in range(place + 1, len(self.names))
-                               if not self.apart(name, self.names[other]))]) for place, name in enumerate(self.names)]
-        return [(place, last) for place, last in enumerate(reach) if last > place and last > max(reach[:place], default=0)]
+    def near_first(self) -> list[str]:
+        """The methods that are not told apart from the one whose mean is the best."""
+        return [name for name in self.names[1:] if not self.apart(self.names[0], name)]
 
 
 def compare(frame: pd.DataFrame, dataset: str, model: str, reading: str,
@@ -118,17 +116,16 @@ def survives(found: Comparison) -> str:
     if not found.testable:
         return f"{_where(found)}: {_untestable(found)}"
     pairs, better = list(found.p.index), [pair for pair in found.p.index if found.apart(*pair)]
-    beaten = {worse for _, worse in better}
-    first = [name for name in found.names if name not in beaten]
+    first, near, means = found.names[0], found.near_first(), found.values.mean()
     steps = [f"{above} over {below}" for above, below in itertools.pairwise(found.names) if found.apart(above, below)]
     moving = found.values.std(ddof=1)
     spread = moving[moving > 1e-9].median()    # dead networks give the same answer in every seed
     head = (f"A seed alone moves a method by {spread:.2f} points (median standard deviation over seeds {_seeds(found)}); "
             f"of {len(pairs)} differences between methods {len(better)} are larger than seeds explain "
             f"(paired t, Holm, {100 * LEVEL:g} %)")
-    best = (f"the best is {first[0]}" if len(first) == 1
-            else f"which is best cannot be told among {', '.join(first)}" if len(first) < len(found.names)
-            else "which is best cannot be told at all")
+    best = (f"{first} ({means[first]:.1f}) is the best" if not near else
+            f"{first} ({means[first]:.1f}) comes first and is not told apart from {', '.join(near)} "
+            f"({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f})")
     order = (f"of neighbours in the order only these are told apart: {'; '.join(steps)}" if steps
              else "no two neighbours in the order are told apart")
     return f"{_where(found)}: {head}; {best}; {order}."
@@ -177,7 +174,8 @@ def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
     lines = [line for comparison in found for line in _lines(comparison)]
     columns = ["reading", "method", "mean top-1", "mean rank", "better than", "not told apart from"]
     caption = (f"{tables.label(model)} on {tables.label(dataset)}: top-1 in percent, mean ± 95 % interval of Student's "
-               "t over seeds. “Better than”: by the paired t-test, whose normal differences so few seeds cannot check. "
+               f"t over seeds; {tables.RANGE}, in brackets. “Better than”: by the paired t-test, whose normal differences "
+               "so few seeds cannot check. "
                + " ".join(map(sentences, found)))
     return Table(caption, pd.DataFrame(lines, columns=columns))
 
@@ -189,9 +187,11 @@ def _lines(found: Comparison) -> list[dict]:
                  for other in found.names if other != name}
         below = [other for other, pair in pairs.items() if pair[0] == name and found.apart(*pair)]
         equal = [other for other, pair in pairs.items() if not found.apart(*pair)]
+        mean, low, high = found.values[name].mean(), found.values[name].min(), found.values[name].max()
         half = stats.t.ppf(0.975, seeds - 1) * found.values[name].sem() if seeds > 1 else math.nan
+        spread = tables.spread(pd.Series({"mean": mean, "half": half, "least": low, "most": high}))
         lines.append({"reading": _reading(found), "method": name,
-                      "mean top-1": f"{found.values[name].mean():.2f}" + (f" ± {half:.2f}" if seeds > 1 else ""),
+                      "mean top-1": f"{mean:.2f}{spread}",
                       "mean rank": f"{found.ranks[name]:.1f}",
                       "better than": _names(below, found), "not told apart from": _names(equal, found)})
     return lines
@@ -207,7 +207,7 @@ def _names(chosen: list[str], found: Comparison) -> str:
 
 @figures.drawing
 def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[float] | None = None) -> Figure:
-    """A critical-difference diagram on the axis of accuracy: a dot per seed, a bar beside methods that may be equal."""
+    """The methods in their order, a dot per seed; a bar beside the first and all that are not told apart from it."""
     found = [compare(frame, dataset, model, reading, ratios) for reading in READINGS]
     figure, axes = plt.subplots(1, len(found), figsize=(figures.PAGE, 3.4), sharex=True)
     for comparison, axis in zip(found, axes, strict=True):
@@ -215,8 +215,9 @@ def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
         _draw_levels(axis, tables.select(frame, dataset, model), dataset, comparison)
         axis.set_title(f"{figures.PANELS[comparison.reading]}\n({_told(comparison)})")
         axis.set_xlabel("top-1 accuracy (%)")
-    bars = f"; methods that no bar joins differ (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
-    figure.suptitle(f"{tables.label(model)} on {tables.label(dataset)}: {_at(found[0].ratios)}, a dot per seed{bars}")
+    bar = f"\nbar: not told apart from the first (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
+    figure.suptitle(f"{tables.label(model)} on {tables.label(dataset)}: {_at(found[0].ratios)}, a dot per seed{bar}")
+    figure.asked = any(comparison.seeds for comparison in found)
     figure.data = pd.concat([comparison.values.rename_axis(index="seed", columns="base").stack().rename("top1").reset_index()
                              .assign(reading=comparison.reading) for comparison in found], ignore_index=True)
     return figure
@@ -239,10 +240,10 @@ def _draw(axis: plt.Axes, found: Comparison) -> None:
         axis.scatter(found.values[name], [place] * len(found.values), s=16, marker=marker, linewidths=0.8, zorder=3, **kind)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(max(len(names), 1) - 0.4, -0.6)
-    joined = found.joined() if found.testable else []
-    for column, (first, last) in enumerate(joined):
-        # Beside the axis, where no dot lies: one column for each bar.
-        axis.plot([1.02 + 0.022 * column] * 2, [first - 0.3, last + 0.3], transform=axis.get_yaxis_transform(),
+    near = found.near_first() if found.testable else []
+    for name in [*names[:1], *near] if near else ():
+        # Beside the axis, where no dot lies; neighbours make one bar.
+        axis.plot([1.02] * 2, [names.index(name) - 0.5, names.index(name) + 0.5], transform=axis.get_yaxis_transform(),
                   color="#333333", linewidth=2, solid_capstyle="butt", clip_on=False)
 
 

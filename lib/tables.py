@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from lib import UserError, methods
-from lib.data import classes
+from lib.data import at_chance
 
 # The thesis's order of methods in Tables 4.2-4.5; OBD, which it ran on the CNN only, comes last.
 THESIS = ("GlobalMag", "GlobalGrad", "GlobalAct", "GlobalLAP", "LayerMag", "LayerGrad", "LayerAct",
@@ -38,6 +38,7 @@ ACCOUNTING = {"run": "_thesis", "written": "", "published": ""}
 DASH = "–"
 SHOWN = ("† the number of @run's training, in one seed at least: the score is the same and the masks differ in less "
          "than 0.1 % of the kept weights, so one network was trained for both.")
+RANGE = "where that would leave 0 to 100 %, the range of the seeds"
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
 _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
@@ -186,15 +187,36 @@ def coverage(rows: pd.DataFrame, names: Iterable[str], ratios: Iterable[float],
 
 
 def summary(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`mean`, `half` (the mean's 95 % interval over seeds by Student's t; NaN for one seed) and `seeds`.
+    """`mean`, `half` (the mean's 95 % interval over seeds by Student's t; NaN for one seed), `seeds`, and the `least` and
+    `most` of a seed.
 
     One row per method and compression asked for; rows without a value are left out.
     """
     groups = rows.dropna(subset=[column]).groupby(["method", "base", "reading", "compression"])[column]
-    found = groups.agg(mean="mean", deviation="std", seeds="count").reset_index()
+    found = groups.agg(mean="mean", deviation="std", seeds="count", least="min", most="max").reset_index()
     quantile = stats.t.ppf(0.975, found["seeds"] - 1)
     found["half"] = quantile * found.pop("deviation") / found["seeds"] ** 0.5
     return found
+
+
+def leaves_percent(found: pd.DataFrame | pd.Series) -> pd.Series | bool:
+    """Whether the interval of a summary's mean leaves 0 to 100 %, as no accuracy can: it then tells nothing, and the range
+    of the seeds is told in its place."""
+    return (found["mean"] - found["half"] < 0) | (found["mean"] + found["half"] > 100)
+
+
+def spread(found: pd.Series, digits: int = 2, ranged: bool = False) -> str:
+    """What follows the mean of accuracies in a table: ± half of the interval, or (always, if `ranged`) the range of the
+    seeds in brackets, or, of one seed, nothing."""
+    if pd.notna(found["half"]) and (ranged or leaves_percent(found)):
+        return f" ({found['least']:.{digits}f} to {found['most']:.{digits}f})"
+    return f" ± {found['half']:.{digits}f}" if pd.notna(found["half"]) else ""
+
+
+def over(seeds: pd.Series) -> str:
+    """Over how many seeds means are, some of which may be over fewer."""
+    most = int(seeds.max())
+    return f"{most} seeds" if (seeds == most).all() else f"up to {most} seeds"
 
 
 # ---- Tables 4.2-4.5 ----------------------------------------------------------------------------------------
@@ -243,7 +265,8 @@ class Table:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.caption)}</p>" + self.body.to_html(index=False, border=0)
+        body = "" if self.body.empty else self.body.to_html(index=False, border=0)
+        return f"<p>{html.escape(self.caption)}</p>{body}"
 
 
 def _escape(text: str) -> str:
@@ -285,8 +308,9 @@ def write(path: Path | str, content: str | bytes) -> None:
 
 
 def save(table: Table, stem: Path | str) -> Table:
-    """Writes `stem`.csv, .md and .tex, each whole or not at all, and hands the table back to be shown."""
-    for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
+    """Writes `stem`.csv, .md and .tex, each whole or not at all, and hands the table back to be shown. One without a line
+    is not written."""
+    for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())) if len(table.body) else ():
         write(f"{stem}.{suffix}", text)
     return table
 
@@ -301,6 +325,8 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
     """
     sets = [dataset_for(pairs_of(frame), model, count) for count in ((10,) if model == "cnn" else (10, 100))]
     parts, blocks = [select(frame, dataset, model) for dataset in sets], []
+    if not any(map(len, parts)):
+        return Table(f"{label(model)} on {' and '.join(map(label, sets))}: no such cells in this profile.", pd.DataFrame())
     for dataset, rows in zip(sets, parts, strict=True):
         blocks += [_block(rows, dataset, model, ratio) for ratio in ratios]
     body = pd.concat(blocks, ignore_index=True)
@@ -355,12 +381,13 @@ def _cell(found: pd.DataFrame, method: str, interval: bool = True) -> str:
         return ""
     if method not in found.index:
         return DASH
-    mean, half = found.loc[method, ["mean", "half"]]
-    return f"{mean:.2f}" + (f" ± {half:.2f}" if interval and pd.notna(half) else "")
+    return f"{found.loc[method, 'mean']:.2f}" + (spread(found.loc[method]) if interval else "")
 
 
 def _notes(rows: pd.DataFrame, dataset: str, ratios: Iterable[float]) -> list[str]:
     """What a reader must know of these rows: how many there are, how trained, with which seeds."""
+    if len(rows) and not rows["epochs"].any():
+        return [f"{LABELS.get(dataset, dataset)}: masks alone, not trained in this profile."]
     k, n = coverage(rows, methods.METHODS, ratios, "top1")
     there = rows[rows["compression"].isin(ratios)].dropna(subset=["top1"])
     facts = ([f"{k} of {n} cells"] if k < n else []) + _recipe(there)
@@ -390,7 +417,9 @@ def _seeds(there: pd.DataFrame) -> list[str]:
     seeds = ", ".join(map(str, sorted(there["seed"].unique())))
     if there["seed"].nunique() < 2:
         return [f"Seed {seeds}."] if seeds else []
-    return [f"Mean ± 95 % interval of Student's t over up to {there['seed'].nunique()} seeds ({seeds})."]
+    counted = there.groupby(["method", "compression"])["seed"].nunique()
+    single = " A number with neither is of one seed." if counted.min() == 1 else ""
+    return [f"Mean ± 95 % interval of Student's t over {over(counted)} ({seeds}); {RANGE}, in brackets.{single}"]
 
 
 def _legend(model: str) -> list[str]:
@@ -407,35 +436,39 @@ def _legend(model: str) -> list[str]:
 def agreement(frame: pd.DataFrame) -> Table:
     """How far `@run`, counted as the thesis counts, agrees with the numbers of Tables 4.2-4.5, over the cells there are.
 
-    Per table and data set: median absolute difference in points, Spearman's rank correlation over the methods (from
-    three on), and of the entries that the thesis or we have at chance level, the share that both have there.
+    Per table and data set that the frame asks for: median and largest absolute difference in points, Spearman's rank
+    correlation over the methods (from three on), and of the entries that the thesis or we have at chance level, the share
+    that both have there.
     """
     lines = []
     groups = _thesis().groupby(["table", "model", "dataset", "compression"], sort=False)
     for (number, model, dataset, ratio), printed in groups:
         rows = select(frame, dataset, model)
-        rows = rows[(rows["compression"] == ratio) & (rows["reading"] == "run")]
+        rows = rows[(rows["compression"] == ratio) & (rows["reading"] == "run") & (rows["epochs"] > 0)]
+        if rows.empty:
+            continue
         line = {"table": number, "network": f"{label(model)} on {label(dataset)}", "r": f"{ratio:g}"}
         for metric in ("top5", "top1"):
             ours = rows.dropna(subset=[f"{metric}_thesis"]).groupby("base")[f"{metric}_thesis"].mean()
             both = printed.set_index("method")[[metric]].join(ours.astype(float), how="inner")
             line["cells"] = f"{len(both)} of {len(printed)}"
             line |= {f"{metric.replace('top', 'top-')}: {what}": text for what, text in
-                     _agree(both, (5 if metric == "top5" else 1) * 100 / classes(dataset)).items()}
+                     _agree(both, dataset, metric).items()}
         lines.append(line)
     return Table("How far the @run reading, in the thesis's accounting, agrees with the thesis's numbers, over the cells "
-                 "that are there. At chance: within a tenth above what guessing gives in that accounting.",
+                 "that are there. At chance: at most a twentieth above what guessing gives in that accounting.",
                  pd.DataFrame(lines))
 
 
-def _agree(both: pd.DataFrame, chance: float) -> dict[str, str]:
+def _agree(both: pd.DataFrame, dataset: str, metric: str) -> dict[str, str]:
     """Three measures of agreement between two columns of numbers."""
     theirs, ours = both.iloc[:, 0], both.iloc[:, 1]
-    level = 1.1 * chance * thesis_factor(10_000)
-    either = (theirs <= level) | (ours <= level)
-    coincide = ((theirs <= level) & (ours <= level)).sum()
+    level = at_chance(both, dataset, metric, thesis_factor(10_000))
+    either, coincide = level.any(axis=1), level.all(axis=1).sum()
     ranked = len(both) > 2 and both.nunique().gt(1).all()    # where all are alike, as at chance, there are no ranks
-    return {"median difference": f"{(ours - theirs).abs().median():.2f}" if len(both) else DASH,
+    apart = (ours - theirs).abs()
+    return {"median difference": f"{apart.median():.2f}" if len(both) else DASH,
+            "largest": f"{apart.max():.2f} ({apart.idxmax()})" if len(both) else DASH,
             "rank correlation": f"{stats.spearmanr(theirs, ours).statistic:.2f}" if ranked else DASH,
             "chance coincides": f"{coincide} of {int(either.sum())}" if len(both) else DASH}
 

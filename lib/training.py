@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib import figures, tables
-from lib.data import constant_answer
+from lib.data import at_chance, constant_answer
 from lib.tables import label
 
 RATIOS = (1.0, 8.0, 64.0)
@@ -40,8 +40,8 @@ def last(history: pd.DataFrame) -> pd.DataFrame:
     before = history[history["epoch"] == history["epochs"] - 1]
     keys = ["dataset", "model", "method", "compression", "seed", "learning_rate"]
     both = ended.merge(before[[*keys, "top1"]], on=keys, suffixes=("", "_before"))
-    level = both["dataset"].map(constant_answer).astype(float)
-    return both.assign(gain=both["top1"] - both["top1_before"], alive=both["top1"] > 1.05 * level)
+    alive = [not at_chance(top1, dataset) for top1, dataset in zip(both["top1"], both["dataset"], strict=True)]
+    return both.assign(gain=both["top1"] - both["top1_before"], alive=pd.Series(alive, both.index, dtype=bool))
 
 
 # ---- In words
@@ -107,6 +107,7 @@ def diagram(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[flo
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{label(model)} on {label(dataset)}: test accuracy over the epochs, in brackets what the last brought")
     figure.data = pd.concat(parts, ignore_index=True)
+    figure.asked = len(figure.data) > 0
     return figure
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import UserError, figures, tables
+from lib import UserError, figures, rates, significance, tables, training
 from tests.test_tables import cell, record
 
 
@@ -45,7 +45,7 @@ def test_an_interval_wider_than_the_axis_does_not_stretch_it():
     cells = [(cell("SNIP", 2, seed=seed), top) for seed, top in ((42, 95), (43, 11))]
     frame = tables.frame(record(of, [100 * top] * 3) for of, top in cells)
     figure = figures.accuracy_curves(frame, "mnist", "cnn", readings=["published"])
-    assert figure.data["half"].max() > 100 and figure.axes[0].get_ylim() == (0, 105)
+    assert figure.data["half"].max() > 100 and 95 < figure.axes[0].get_ylim()[1] < 105
 
 
 def test_no_line_leads_over_a_ratio_that_is_missing():
@@ -77,6 +77,31 @@ def test_nothing_to_draw_is_said():
     assert "no such cells in this profile" in figure.get_suptitle() and figure.data.empty and not figure.axes
 
 
+def test_what_a_profile_has_no_cells_of_is_not_written(tmp_path):
+    assert figures.save(figures.accuracy_curves(store(), "cifar10", "vgg16"), tmp_path / "none").data
+    waiting = store().assign(top1=float("nan"))
+    figures.save(figures.accuracy_curves(waiting, "mnist", "cnn"), tmp_path / "waiting")
+    assert {path.stem for path in tmp_path.iterdir()} == {"waiting"}
+    for figure in (significance.diagram(tables.frame([]), "mnist", "cnn"),
+                   training.diagram(training.histories([], []), "mnist", "cnn", (1e-3,))):
+        figures.save(figure, tmp_path / "none")
+    assert rates.statements(tables.frame([]), (1e-3, 1e-4)).body.empty and not list(tmp_path.glob("none*"))
+
+
+def test_a_band_that_would_leave_0_to_100_percent_is_the_range_and_one_without_neighbours_a_bar():
+    tops = {2: (98.9, 99.5, 99.9), 4: (80, 81, 82), 16: (11, 86, 84), 64: (20, 21, 22)}
+    frame = tables.frame(record(cell("LAMP", ratio, seed=seed), [round(100 * top)] * 3)
+                         for ratio, values in tops.items() for seed, top in enumerate(values) if ratio < 16 or seed < 3)
+    single = frame["compression"].eq(16) & frame["seed"].gt(0)
+    figure = figures.accuracy_curves(frame[~single], "mnist", "cnn", readings=["published"])
+    band, bar = figure.axes[0].collections
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert edges.max() == 99.9 and edges.min() == pytest.approx(81 - 2.48, abs=0.01)
+    [[(x, low), (_, high)]] = bar.get_segments()
+    assert x == 64 and (low + high) / 2 == pytest.approx(21) and high - low == pytest.approx(2 * 2.484, abs=0.01)
+    assert "the range of the seeds) over up to 3 seeds" in figure.get_suptitle()
+
+
 def test_cells_that_are_not_trained_have_no_accuracy_to_wait_for():
     figure = figures.accuracy_curves(store().assign(epochs=0, top1=float("nan")), "mnist", "cnn")
     assert "no such cells in this profile" in figure.get_suptitle()
@@ -93,9 +118,12 @@ def test_seeds_make_a_band():
     figure = figures.accuracy_curves(frame, "mnist", "cnn", readings=["published"])
     [row] = figure.data.to_dict("records")
     assert (row["mean"], row["seeds"]) == (72, 3)
-    [band] = figure.axes[0].collections
-    assert band.get_paths()[0].get_extents().height == pytest.approx(2 * row["half"])
-    assert "95 % interval (Student's t) over up to 3 seeds" in figure.get_suptitle()
+    [[(_, low), (_, high)]] = figure.axes[0].collections[1].get_segments()
+    assert high - low == pytest.approx(2 * row["half"])
+    assert "95 % interval (Student's t) over 3 seeds" in figure.get_suptitle()
+    fewer = frame[(frame["seed"] < 3) | (frame["compression"] == 1)]
+    more = pd.concat([frame, fewer.assign(compression=64.0)])
+    assert "over up to 3 seeds" in figures.accuracy_curves(more, "mnist", "cnn", readings=["published"]).get_suptitle()
     assert "interval" not in figures.accuracy_curves(store(), "mnist", "cnn").get_suptitle()
 
 

@@ -31,7 +31,8 @@ def test_the_common_epochs_are_compared():
     assert line["bf16 (seed)"] == "46.00 (42), 45.00 (43), 46.00 (44)"
     assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
     assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
-    assert "ResNet-56 on CIFAR-10 (1 cells): of 3 differences, epoch by epoch, 3 are within" in table.caption
+    assert "ResNet-56 on CIFAR-10 (1 cells, the first 3 epochs): of 3 differences, epoch by epoch, 3 are within" in (
+        table.caption)
     assert line["float32 is"] == "above them all" and "above them all in 1 of 1: its tests in bf16 do not" in table.caption
 
 

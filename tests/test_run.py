@@ -315,15 +315,18 @@ def test_a_failed_notebook_runs_again(house):
 
 def test_page_needs_no_network(house):
     notebook("good", new_markdown_cell("Score $\\theta_u^2$, not `$code$`.\n\n$$\\frac{a}{b}$$\n\n"
-                                       "![badge](https://a.org/b.svg) [next](02_obd.ipynb) [index](../README.md)"),
+                                       "![badge](https://a.org/b.svg) [next](other.ipynb) [no page](02_obd.ipynb) "
+                                       "[index](../README.md)"),
              "from IPython.display import Image, Markdown, display; display(Markdown('so $x < y$'))\n"
              "display(Image(b'png', format='png', embed=True, alt='a < b', width=99))")
+    notebook("other", "1")
     assert start(house) == 0
     page = (house / "outputs/tiny/html/good.html").read_text()
     assert page.count("<math") == 3 and "<mfrac>" in page and "$code$" in page and "\\theta" not in page
     assert not re.search(r"<script|<link|@import|(?:src=[\"']|url\([\"']?)(?!data:)http", page)
     assert re.search('<img alt="a &lt; b" src="data:image/png;base64,[^"]+" width="99"', page)
-    assert 'href="02_obd.html"' in page and 'href="index.html"' in page and "badge" in page
+    assert 'href="other.html"' in page and 'href="index.html"' in page and "badge" in page
+    assert "no page" in page and "02_obd" not in page
     assert 'href="../html/good.html"' in (house / "outputs/tiny/html/index.html").read_text()
 
 

@@ -40,31 +40,36 @@ def test_the_seed_is_the_unit_and_ratios_are_no_repetitions():
     assert few.p.to_dict() == pytest.approx(many.p.to_dict()) and few.critical_difference == many.critical_difference
 
 
-def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_joined():
+def test_what_is_larger_than_a_seed_is_told_apart_and_the_rest_is_not():
     found = compare({"SNIP": [90, 90.4, 90.2], "LAMP": [90.1, 90, 90.3],
                      "OBD": [50, 50.3, 50.1], "Random": [20, 20.1, 20.3]})
-    assert found.names == ["SNIP", "LAMP", "OBD", "Random"] and found.joined() == [(0, 1)]
+    assert found.names == ["SNIP", "LAMP", "OBD", "Random"] and found.near_first() == ["LAMP"]
     text = significance.sentences(found)
-    assert "which is best cannot be told among SNIP, LAMP" in text and "LAMP over OBD; OBD over Random" in text
+    assert "SNIP (90.2) comes first and is not told apart from LAMP (90.1)" in text
+    assert "LAMP over OBD; OBD over Random" in text
     assert "of 6 differences between methods 5 are larger" in text
 
 
-def test_no_bar_lies_within_another():
-    assert compare({"SNIP": [90, 91, 92], "LAMP": [91, 90, 91.5], "OBD": [90.5, 91.5, 90]}).joined() == [(0, 2)]
+def test_what_is_not_told_apart_from_the_first_may_lie_behind_what_is():
+    values = {"SNIP": [90, 91, 92], "OBD": [84, 85.1, 86], "LAMP": [60, 95, 89], "GraSP": [50, 51, 52]}
+    found = compare(values)
+    assert found.names == list(values) and found.near_first() == ["LAMP"]
+    assert "SNIP (91.0) comes first and is not told apart from LAMP (81.3);" in significance.survives(found)
+    axis = significance.diagram(frame(values), "mnist", "cnn").axes[1]
+    bars = [tuple(line.get_ydata()) for line in axis.get_lines() if tuple(line.get_xdata()) == (1.02, 1.02)]
+    assert bars == [(-0.5, 0.5), (1.5, 2.5)]
 
 
-def test_methods_that_no_bar_joins_differ():
-    found = compare({"SNIP": [90, 91, 92], "LAMP": [70, 95, 89], "OBD": [84, 84.1, 84],
-                     "Random": [83, 60, 85], "GraSP": [50, 51, 50]})
-    for first, better in enumerate(found.names):
-        for last in range(first + 1, len(found.names)):
-            joined = any(begin <= first and last <= end for begin, end in found.joined())
-            assert joined or found.apart(better, found.names[last])
+def test_the_best_is_named_where_it_is_told_apart_from_all():
+    found = compare({"SNIP": [90, 90.4, 90.2], "LAMP": [80.1, 80.5, 80.4]})
+    assert found.near_first() == [] and "SNIP (90.2) is the best" in significance.survives(found)
+    assert not any(line.get_xdata()[0] == 1.02 for line in
+                   significance.diagram(frame({"SNIP": [90, 90.4], "LAMP": [80, 80.5]}), "mnist", "cnn").axes[1].get_lines())
 
 
-def test_of_methods_that_are_all_alike_one_bar_holds_all():
+def test_methods_that_are_all_alike_stand_beside_the_first():
     found = compare({"SNIP": [90, 91, 92], "LAMP": [89, 92, 91], "OBD": [91, 90, 90]})
-    assert found.joined() == [(0, 2)]
+    assert found.near_first() == ["LAMP", "OBD"] and "LAMP, OBD (down to 90.3)" in significance.survives(found)
 
 
 def test_nemenyi_as_tabled_by_demsar():

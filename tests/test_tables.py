@@ -1,5 +1,6 @@
 """Records made by hand, whose numbers are known, through the tables."""
 
+from functools import partial
 from unittest import mock
 
 import pandas as pd
@@ -157,7 +158,7 @@ def test_table_sets_ours_beside_the_thesis():
 
 
 def test_table_leaves_empty_what_does_not_exist_and_stars_what_the_thesis_stars():
-    rows = lines(tables.accuracy_table(tables.frame([]), "vgg16", 64))
+    rows = lines(tables.accuracy_table(tables.frame([record(cell("LAMP", 64, "cifar10", "vgg16"))]), "vgg16", 64))
     assert rows.loc[("CIFAR-10", "LAMP"), "Top-5 @written"] == ""
     assert rows.loc[("CIFAR-100", "OBD"), "Top-5 printed"] == ""
     grasp = rows.loc[("CIFAR-10", "GraSP")]
@@ -304,7 +305,7 @@ def test_recovery_needs_both_methods():
             record(cell(f"{base}@run", ratio), released=ratio * (1 + error / 100))
             for base, errors in (("GraSP", (-50, -20)), ("OBD", (-40, obd)))
             for ratio, error in zip((2, 64), errors, strict=True))
-    assert [verdict(frame(obd), "both recover") for obd in (-30, -38)] == ["agrees", "disagrees"]
+    assert [verdict(frame(obd), "both start to recover") for obd in (-30, -38)] == ["agrees", "disagrees"]
 
 
 @pytest.mark.parametrize("best, answer", [("SNIP", "agrees"), ("LAMP", "disagrees"), ("GraSP", "agrees")])
@@ -478,18 +479,64 @@ def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there
     assert set(tables.agreement(reversed_).body["top-1: rank correlation"]) == {"-1.00"}
     some = tables.agreement(rows[rows["base"].isin(["SNIP", "LAMP"])]).body
     assert set(some["cells"]) == {"2 of 13"} and set(some["top-1: rank correlation"]) == {"–"}
-    assert set(tables.agreement(rows.iloc[:0]).body["top-1: median difference"]) == {"–"}
+    assert tables.agreement(rows.iloc[:0]).body.empty and tables.agreement(rows.assign(epochs=0)).body.empty
+    assert set(tables.agreement(rows.assign(top1_thesis=float("nan"))).body["top-1: median difference"]) == {"–"}
+
+
+def summed(*top1):
+    """The summary of cells that differ in their seed only, by their top-1."""
+    records = [record(cell("LAMP", seed=seed), [round(100 * value)] * 3) for seed, value in enumerate(top1)]
+    return tables.summary(tables.frame(records), "top1").iloc[0]
+
+
+def test_an_interval_that_leaves_0_to_100_percent_gives_way_to_the_range_of_the_seeds():
+    assert tables.spread(summed(80, 81, 82)) == f" ± {stats.t.ppf(0.975, 2) / 3 ** 0.5:.2f}"
+    assert tables.spread(summed(11, 86, 84)) == " (11.00 to 86.00)"              # 60 ± 106
+    assert tables.spread(summed(99.5, 99.9, 99.1), digits=1) == " (99.1 to 99.9)"    # 99.5 ± 1.0
+    assert tables.spread(summed(80, 81, 82), ranged=True) == " (80.00 to 82.00)"
+    assert tables.spread(summed(80)) == tables.spread(summed(80), ranged=True) == ""
+
+
+def test_a_table_says_over_how_many_seeds_its_numbers_are():
+    three = [record(cell("SNIP", 32, seed=seed), [7000 + 100 * seed] * 3) for seed in (1, 2, 3)]
+    one = record(cell("LAMP", 32, seed=1))
+    assert "over 3 seeds (1, 2, 3)" in (caption := tables.accuracy_table(tables.frame(three), "cnn", 32).caption)
+    assert "of one seed" not in caption
+    caption = tables.accuracy_table(tables.frame([*three, one]), "cnn", 32).caption
+    assert "over up to 3 seeds (1, 2, 3)" in caption and "A number with neither is of one seed." in caption
+
+
+def test_a_network_that_the_profile_lacks_is_one_line_and_no_file(tmp_path):
+    table = tables.save(tables.accuracy_table(grid(TOP), "vgg16", 32), tmp_path / "table")
+    assert table.caption == "VGG-16 on CIFAR-10 and CIFAR-100: no such cells in this profile."
+    assert "<table" not in table._repr_html_() and not list(tmp_path.iterdir())
+    masks = tables.accuracy_table(grid(TOP).assign(epochs=0, top1=float("nan")), "cnn", 32)
+    assert "MNIST: masks alone, not trained in this profile." in masks.caption
+
+
+def test_a_verdict_says_how_many_seeds_it_is_of_and_where_they_differ():
+    [claim] = [claim for claim in claims.CLAIMS if "top four" in claim.text]
+    frame = pd.concat([grid(TOP), grid(TOP | {"LAMP": 65}).assign(seed=43), grid(TOP).assign(seed=44)])
+    assert claims.weighed(claim, grid(TOP), "run")[1] == "agrees (1 seed)"
+    assert claims.weighed(claim, frame[frame["seed"] != 43], "run")[1] == "agrees (2 seeds)"
+    assert claims.weighed(claim, frame, "run")[1] == "agrees (2 of 3 seeds agree)"
+    assert claims.weighed(claim, tables.frame([]), "run")[1] == "not decidable (0 of 14 cells)"
+    table = claims.claims_table(frame.assign(precision="bf16"))
+    cells = int(frame["top1"].notna().sum())
+    assert f"Of {cells} trained cells {cells} are in bf16." in table.caption and "1 agree, 4 disagree" in table.caption
 
 
 def test_agreement_by_hand():
-    # Differences 1, -3 and 10; at most 1.1 × 10 × 0.98892 = 10.878 is chance: theirs once, ours twice, both once.
-    both = pd.DataFrame({"theirs": [9.8, 13.87, 20.0], "ours": [10.8, 10.87, 30.0]})
-    assert tables._agree(both, 10) == {"median difference": "3.00", "rank correlation": "1.00", "chance coincides": "1 of 2"}
-    assert tables._agree(both.assign(ours=[10.89, 30.0, 20.0]), 10) == {
-        "median difference": "1.09", "rank correlation": "0.50", "chance coincides": "0 of 1"}
-    assert tables._agree(both.iloc[:2], 10)["rank correlation"] == "–"
-    assert tables._agree(both.iloc[:0], 10)["chance coincides"] == "–"
-    assert tables._agree(both.assign(ours=10.0), 10)["rank correlation"] == "–"      # all alike have no ranks
+    # Differences 0.5, -3 and 10; at most 1.05 × 10 × 0.98892 = 10.3837 is chance: theirs once, ours twice, both once.
+    agree = partial(tables._agree, dataset="cifar10", metric="top1")
+    both = pd.DataFrame({"theirs": [9.8, 13.38, 20.0], "ours": [10.3, 10.38, 30.0]})
+    assert agree(both) == {
+        "median difference": "3.00", "largest": "10.00 (2)", "rank correlation": "1.00", "chance coincides": "1 of 2"}
+    assert agree(both.assign(ours=[10.39, 30.0, 20.0])) == {
+        "median difference": "0.59", "largest": "16.62 (1)", "rank correlation": "0.50", "chance coincides": "0 of 1"}
+    assert agree(both.iloc[:2])["rank correlation"] == "–"
+    assert agree(both.iloc[:0])["chance coincides"] == "–"
+    assert agree(both.assign(ours=10.0))["rank correlation"] == "–"      # all alike have no ranks
 
 
 def test_agreement_is_of_the_mean_over_seeds_of_run_alone():

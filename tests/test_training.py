@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from lib import claims, tables, training
+from lib import data, tables, training
 from tests import mnist
 from tests.test_tables import cell, record
 
@@ -74,7 +74,7 @@ def test_chance_level_is_that_of_the_claims():
     cells = [cell(method, 4, "cifar10", "vgg16") for method in ("SNIP@run", "LAMP@run")]
     tops = {cells[0].key: 1050, cells[1].key: 1051}
     ends = training.last(training.histories([record(each, [tops[each.key]] * 3) for each in cells], cells))
-    assert ends["alive"].tolist() == [False, True] and 1.05 * claims.constant_answer("cifar10") == 10.5
+    assert ends["alive"].tolist() == [False, True] and 1.05 * data.constant_answer("cifar10") == 10.5
 
 
 def test_the_worst_says_how_many_end_where_it_does():
