@@ -203,6 +203,7 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
     parts, counted, column = [], [], f"top1{ACCOUNTING['run']}"
     for rate, axis in zip(rates, axes, strict=True):
         rows = tables.select(_paired(frame, rate, rates), dataset, "cnn")
+        rows = rows[rows["epochs"] > 0]
         names = figures.names_of(rows, "run")
         counted.append(figures.cells_of(rows, names, column))
         drawn = rows[rows["method"].isin(names) | (rows["base"] == "Dense")]

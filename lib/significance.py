@@ -76,7 +76,7 @@ def compare(frame: pd.DataFrame, dataset: str, model: str, reading: str,
     """Top-1, in the reading's accounting, averaged over these ratios (by default all above 1), method by method and seed by
     seed. Seeds that lack a cell are left out. Raises `UserError` where the frame mixes recipes, such as learning rates."""
     rows = tables.select(frame, dataset, model)
-    rows = rows[(rows["reading"] == reading) & (rows["base"] != "Dense") & (rows["compression"] > 1)]
+    rows = rows[(rows["reading"] == reading) & (rows["base"] != "Dense") & (rows["compression"] > 1) & (rows["epochs"] > 0)]
     ratios = sorted(set(rows["compression"]) if ratios is None else set(map(float, ratios)) & set(rows["compression"]))
     rows = rows[rows["compression"].isin(ratios)].astype({f"top1{ACCOUNTING[reading]}": float})
     names = [base for base in tables.bases() if base in set(rows["base"])]

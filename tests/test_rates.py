@@ -72,7 +72,8 @@ def test_places_are_compared_on_the_seeds_that_both_rates_have():
     beside = tables.at_rate(frame, RATES[0]).assign(seed=43)
     beside.loc[beside["base"].isin(["LAMP", "LayerMag"]), "top1_thesis"] = 99.0
     text = rates.verdict_on(pd.concat([frame, beside], ignore_index=True), RATES)
-    assert "Among the first four at r = 64, and above chance, are 4 of 4 of the thesis at 0.001 and 4 of 4 of the thesis at 0.0001." in text
+    assert ("Among the first four at r = 64, and above chance, are 4 of 4 of the thesis at 0.001 "
+            "and 4 of 4 of the thesis at 0.0001.") in text
 
 
 def test_training_everything_less_is_no_agreement():
