@@ -5,6 +5,8 @@ import json
 import math
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import UserError, data, methods, models, pruning, stack, trainer
-from lib.scorers import needs_data
+from lib.scorers import SCORERS, needs_data
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
@@ -156,6 +158,18 @@ def _share_layers(report: dict) -> None:
         report["kept"] = dict(zip(report["sizes"], kept.values()))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread inside: how many threads share a sum decides on its last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoints: Path | None = None,
         precision: str = "float32") -> Record:
     """Computes a cell: initial weights, mask, audit, training. The same cell gives the same record, bit for bit, on
@@ -189,6 +203,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     )
 
 
+@one_thread()
 def run_together(cells: list[Cell], data_root: str | None = None, device: str = "cpu",
                  precision: str = "float32") -> list[Record]:
     """The records of cells that differ in method, compression and learning rate only, trained in lock-step (`lib.stack`).
@@ -302,7 +317,8 @@ _kept_scores: dict[tuple, dict[str, Tensor]] = {}
 def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> dict[str, Tensor]:
     """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them."""
     device, method = next(model.parameters()).device, methods.get(cell.method)
-    key = cell.score_key, (batch_of or cell).score_key, images, device   # the set itself: its name may be another folder's
+    # The images and the function themselves: another folder's have the same name, and a notebook may write a score anew.
+    key = method, SCORERS.get(method.score), cell.score_key, (batch_of or cell).score_key, images, device
     if key not in _kept_scores:
         _kept_scores.clear()  # one at a time: VGG-16's scores take 120 MB
         inputs, targets = (tensor.to(device) for tensor in scoring_batch(batch_of or cell, images))
@@ -335,7 +351,7 @@ def images_of(cell: Cell, root: str | None = None) -> data.Data:
 def circumstances(device: str, precision: str = "float32") -> dict:
     """Where and with what something was computed, for `Record.run`."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else "cpu",
         "precision": precision,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -6,6 +6,7 @@ colour-blind readers), solid lines and full markers for global scope, dashed and
 """
 
 import functools
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable
@@ -67,12 +68,15 @@ def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def save(figure: Figure, stem: Path | str) -> Image:
     """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all; returns the PNG, to be shown.
 
-    The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`. Of a network that the
+    The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`; the
+    others name the store that lies beside their folder and its SHA-256. Of a network that the
     profile has no cells of (`asked` is False) nothing is written.
     """
     written = getattr(figure, "asked", True)
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
-    for suffix, metadata in undated.items():
+    origin = _origin(Path(stem).parent.parent / "results.jsonl")
+    facts = {"pdf": {"CreationDate": None, "Subject": origin}, "svg": {"Date": None, "Source": origin},
+             "png": {"Source": origin}}
+    for suffix, metadata in facts.items():
         content = io.BytesIO()
         with style():
             figure.savefig(content, format=suffix, metadata=metadata, dpi=200)
@@ -82,6 +86,13 @@ def save(figure: Figure, stem: Path | str) -> Image:
         tables.write(f"{stem}.csv", figure.data.to_csv(index=False, lineterminator="\n"))
     title = figure.get_suptitle() or figure.axes[0].get_title()
     return Image(content.getvalue(), width=round(110 * figure.get_figwidth()), alt=title)
+
+
+def _origin(store: Path) -> str | None:
+    """A store's name and hash: what a figure is made of."""
+    if not store.is_file():
+        return None
+    return f"{store.parent.name}/{store.name}, SHA-256 {hashlib.sha256(store.read_bytes()).hexdigest()}"
 
 
 # ---- Figures 4.1-4.13 --------------------------------------------------------------------------------------

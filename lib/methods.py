@@ -41,10 +41,11 @@ class Method:
             if getattr(self, name) not in values:
                 raise UserError(f"The {name} of {self.name} is {getattr(self, name)!r}: it must be one of "
                                 f"{', '.join(map(str, values))}.")
-        plain = (self.scope, self.selection) == ("global", "exact") and self.score and not needs_data(self.score)
+        alone = self.score not in (None, "random") and not needs_data(self.score)
+        plain = alone and (self.scope, self.selection) == ("global", "exact")
         if self.rounds < 1 or self.rounds > 1 and not plain:
-            raise UserError(f"{self.name} cannot have {self.rounds} rounds: more than one needs a score without data, the "
-                            "global scope and the exact selection.")
+            raise UserError(f"{self.name} cannot have {self.rounds} rounds: more than one needs a score without data or "
+                            "chance, the global scope and the exact selection.")
 
     @property
     def base(self) -> str:

@@ -29,8 +29,9 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
     """
     if name not in NAMES:
         raise UserError(f"Unknown model {name!r}: choose one of {', '.join(NAMES)}.")
-    if num_classes < 2 or not 0 < width < math.inf:
-        raise UserError(f"A model needs at least 2 classes and a positive, finite width, not {num_classes} and {width}.")
+    numbers = isinstance(num_classes, int) and isinstance(width, (int, float))
+    if not numbers or num_classes < 2 or not 0 < width < math.inf:
+        raise UserError(f"A model needs at least 2 classes and a positive, finite width, not {num_classes!r} and {width!r}.")
     if name == "cnn":
         return CNN(num_classes, width)
     if name == "vgg16":
@@ -159,8 +160,7 @@ class ResNet(nn.Module):
 
     input_shape = (3, 32, 32)
     kaiming = True
-    # How its training lays weights and signals out in memory: a sixth faster on a CPU. Not VGG-16, whose dropout draws in
-    # the order of memory: copies trained in lock-step have to drop what they drop alone.
+    # How its training lays weights and signals out in memory: a sixth faster on a CPU.
     layout = torch.channels_last
 
     def __init__(self, blocks: int, num_classes: int, width: float):

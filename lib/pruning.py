@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 from lib import UserError, methods
 from lib.methods import Method
 from lib.scorers import SCORERS, needs_data
-from lib.scorers.common import Scores, check_batch, check_batchnorm, classifier, input_shape, weights
+from lib.scorers.common import (
+    Scores,
+    check_batch,
+    check_batchnorm,
+    check_scores,
+    classifier,
+    input_shape,
+    scorer,
+    weights,
+)
 
 Masks = dict[str, Tensor]
 
@@ -96,8 +106,15 @@ def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tens
     with torch.random.fork_rng(devices=[p.device for p in model.parameters()][:1] if _on_gpu(model) else []):
         if method.mode == "dropout":
             torch.manual_seed(_draw(generator))
-        scores = SCORERS[method.score](as_scored(model, method, inputs), inputs, targets, **options)
+        scores = _scorer(method)(as_scored(model, method, inputs), inputs, targets, **options)
+    check_scores(method.score, scores, prunable(model))
     return {name: scores[name] for name in prunable(model)}
+
+
+def _scorer(method: Method) -> Callable[..., Scores]:
+    """The method's scorer, with the checks of `common.scorer` where it was registered without them."""
+    function = SCORERS[method.score]
+    return function if hasattr(function, "data") else scorer()(function)
 
 
 def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Module:
@@ -273,7 +290,8 @@ def apply(model: nn.Module, masks: Masks) -> None:
     """Zeroes the pruned weights, in place; their gradients are zeroed from now on, so they stay exactly 0.
 
     That holds under any optimiser that moves a weight by its gradients and its own value, as long as the gradients
-    are finite. Raises `UserError` where a mask does not fit the model.
+    are finite, and for this model: call `apply` on a copy.deepcopy of it again. Raises `UserError` where a mask does not fit
+    the model.
     """
     check(model, masks)
     for name, weight in prunable(model).items():
@@ -338,10 +356,10 @@ def on_path(model: nn.Module, masks: Masks) -> Masks:
     """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
 
     One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
-    BatchNorm, ReLU and dropout the identity, pooling a sum (any input passes); after each layer the signal, and on
-    the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive exactly if
-    some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that does not
-    say by `input_shape` what it takes.
+    norms, ReLU and dropout the identity, pooling a sum (any input passes), where they are modules; after each layer the
+    signal, and on the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive
+    exactly if some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that
+    does not say by `input_shape` what it takes.
     """
     network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
     _replace(network)
@@ -355,13 +373,18 @@ def on_path(model: nn.Module, masks: Masks) -> Masks:
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
 
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)   # _NormBase: BatchNorm and InstanceNorm
+
+
 def _replace(module: nn.Module) -> None:
-    """Turns BatchNorm, ReLU, dropout and pooling into their part in the question whether a path exists."""
+    """Turns norms, ReLU, dropout and pooling into their part in the question whether a path exists."""
     for name, child in module.named_children():
-        if isinstance(child, (nn.ReLU, nn.Dropout, nn.modules.batchnorm._BatchNorm)):
+        if isinstance(child, (nn.ReLU, nn.modules.dropout._DropoutNd, *_NORMS)):
             setattr(module, name, _Presence())
         elif isinstance(child, nn.MaxPool2d):
             setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+        elif isinstance(child, nn.AdaptiveMaxPool2d):
+            setattr(module, name, nn.AdaptiveAvgPool2d(child.output_size))
         elif isinstance(child, (nn.Conv2d, nn.Linear)):
             child.register_forward_hook(lambda layer, inputs, output: _Cut.apply(output))
         else:

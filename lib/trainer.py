@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from lib import UserError, pruning
 from lib.data import Data, augment
 from lib.lanes import Lanes
-from lib.scorers.common import check_batchnorm
+from lib.scorers.common import check_batch, check_batchnorm
 
 MOMENTUM = 0.9
 TEST_BATCH = 128
@@ -126,6 +126,10 @@ def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch
                         f"number from 0 on, not {epochs} epochs, {batch_size} images, {learning_rate:g}.")
     if precision not in PRECISIONS:
         raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    if (dtype := next(model.parameters()).dtype) != torch.float32:
+        raise UserError(f"The network is {dtype}: training takes float32, as in model.float().")
+    # One image and the largest label stand for all.
+    check_batch(model, data.train_images[:1].float(), data.train_labels.max().view(1))
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
 

@@ -15,6 +15,8 @@ import torch
 from lib import UserError, data, experiment, methods, models, pruning
 from lib.experiment import Cell, Record
 from lib.methods import METHODS
+from lib.scorers import SCORERS
+from lib.scorers.common import weights
 from lib.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +241,28 @@ def test_twins_are_found_in_the_table(monkeypatch, change, has):
     row = replace(methods.Method("Mine@run", "magnitude", mode="dropout", selection="quantile"), **change)
     monkeypatch.setitem(METHODS, "Mine@run", row)
     assert (experiment.twin(replace(CELL, method="Mine")) is not None) == has
+
+
+def test_a_score_that_is_written_anew_gives_its_own_masks(monkeypatch):
+    monkeypatch.setitem(SCORERS, "mine", None)
+    monkeypatch.setitem(METHODS, "Mine", methods.Method("Mine", "mine"))
+    digests = []
+    for sign in (1, -1):
+        monkeypatch.setitem(SCORERS, "mine", lambda model, inputs, targets, sign=sign: {
+            name: sign * weight.detach().abs() for name, weight in weights(model).items()})
+        digests.append(experiment.run(replace(CELL, method="Mine", epochs=0)).report["digest"])
+    assert digests[0] != digests[1]
+    assert digests[0] == experiment.run(replace(CELL, method="GlobalMag", epochs=0)).report["digest"]
+
+
+def test_a_cell_runs_on_one_thread_and_hands_the_others_back():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert experiment.run(replace(CELL, epochs=0), device=torch.device("cpu")).run["threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_score_that_looks_at_data_has_no_twin(monkeypatch):

@@ -1,5 +1,7 @@
 """What the figures draw, and that they draw it the same way twice."""
 
+import hashlib
+
 import pandas as pd
 import pytest
 import torch
@@ -153,6 +155,18 @@ def test_the_csv_is_what_is_drawn(tmp_path):
     assert shown.data == (tmp_path / "f.png").read_bytes()
     back = pd.read_csv(tmp_path / "f.csv").query("method == 'SNIP'")
     assert (back["compression"].tolist(), back["mean"].tolist()) == drawn(figure, 1, "SNIP")
+
+
+def test_a_figure_names_the_store_that_it_is_made_of(tmp_path):
+    figure = figures.accuracy_curves(store(), "mnist", "cnn")
+    figures.save(figure, tmp_path / "none" / "figures" / "f")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "results.jsonl").write_bytes(b"cells")
+    figures.save(figure, tmp_path / "some" / "figures" / "f")
+    origin = f"some/results.jsonl, SHA-256 {hashlib.sha256(b'cells').hexdigest()}".encode()
+    for suffix in ("pdf", "svg", "png"):
+        assert origin in (tmp_path / f"some/figures/f.{suffix}").read_bytes()
+        assert b"SHA-256" not in (tmp_path / f"none/figures/f.{suffix}").read_bytes()
 
 
 def test_unsigned_scores_get_a_logarithmic_axis_and_signed_ones_do_not():

@@ -102,7 +102,7 @@ def test_width_multiplies_the_channels():
 
 
 @pytest.mark.parametrize("arguments", [("lenet",), ("cnn", 1), ("cnn", 10, 0), ("cnn", 10, -1), ("cnn", 10, math.nan),
-                                       ("cnn", 10, math.inf)])
+                                       ("cnn", 10, math.inf), ("cnn", "10"), ("cnn", 10.0), ("cnn", 10, "1")])
 def test_an_impossible_network_is_refused(arguments):
     with pytest.raises(UserError):
         models.build(*arguments)

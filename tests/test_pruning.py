@@ -588,6 +588,56 @@ def test_any_input_of_a_pooling_passes():
         assert pruning.report(net, {"0.weight": torch.ones(1, 1, 3, 3, dtype=torch.bool)}).effective_kept == 9
 
 
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.InstanceNorm2d(4, affine=True),
+                                   nn.BatchNorm2d(4), nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Dropout2d(0.5)])
+def test_a_whole_network_is_whole_whatever_stands_between_its_layers(layer):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), layer, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net.input_shape = (1, 5, 5)
+    audit = pruning.report(net, {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)})
+    assert audit.effective_kept == 36 and not audit.collapsed
+
+
+def test_layers_that_share_a_weight_are_refused():
+    net = perceptron()
+    net.append(nn.Linear(4, 3)).append(nn.Linear(3, 4))
+    net[6].weight = net[4].weight = nn.Parameter(torch.ones(4, 4))
+    with pytest.raises(UserError, match="4 and 6 share one weight"):
+        pruning.masks(net, "GlobalMag", None, None, 1.5)
+
+
+def mine(model, inputs, targets):
+    """A score of a user who forgot `@scorer`."""
+    return {name: weight.detach().abs() for name, weight in weights(model).items()}
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda scores: scores["0.weight"].fill_(float("nan")), "not finite"),
+    (lambda scores: scores["2.weight"].view(-1)[:1].fill_(float("inf")), "not finite"),
+    (lambda scores: scores.pop("2.weight"), "score of 2.weight is NoneType"),
+    (lambda scores: scores.update({"0.weight": torch.ones(5)}), r"torch.float32 of shape \(5,\): it must be .* \(5, 6\)"),
+    (lambda scores: scores.update({"0.weight": torch.ones(5, 6).bfloat16()}), "bfloat16"),
+])
+def test_a_score_that_no_mask_can_be_made_of_is_refused(monkeypatch, spoil, message):
+    def spoilt(model, inputs, targets):
+        scores = mine(model, inputs, targets)
+        spoil(scores)
+        return scores
+
+    monkeypatch.setitem(pruning.SCORERS, "mine", spoilt)    # of which the table of methods asks only whether it is there
+    method, batch = methods.Method("Mine", "mine"), (torch.randn(4, 6), torch.arange(4) % 3)
+    with pytest.raises(UserError, match=message):
+        pruning.masks(perceptron(), method, *batch, 1.5)
+    monkeypatch.setitem(pruning.SCORERS, "mine", mine)
+    net = perceptron()
+    assert sum(map(int, (mask.sum() for mask in pruning.masks(net, method, *batch, 1.5).values()))) == (
+        pruning.kept_count(net, 1.5))
+
+
+def test_random_scores_have_one_round():
+    with pytest.raises(UserError, match="cannot have 2 rounds"):
+        methods.Method("Mine", "random", rounds=2)
+
+
 def test_an_empty_layer_collapses_the_network_unless_a_shortcut_passes_it():
     net = Residual()
     full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(net).items()}

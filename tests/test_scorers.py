@@ -46,7 +46,8 @@ def test_an_unfit_batch_is_refused(score):
     images, targets = batch(net)
     for inputs, labels in [(images[:0], targets[:0]), (images, targets[:3]), (images, targets + 3), (None, None),
                            (images[:, :, :3], targets), (images, targets - 5), (images, targets.float()),
-                           (images, targets.int()), (images, targets[:, None]), (images.numpy(), targets.numpy())]:
+                           (images, targets.int()), (images, targets[:, None]), (images.numpy(), targets.numpy()),
+                           (images.to(torch.uint8), targets)]:
         with pytest.raises(UserError):
             SCORERS[score](net, inputs, labels)
 

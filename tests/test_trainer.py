@@ -285,6 +285,17 @@ def test_an_unknown_precision_is_refused_before_anything_moves():
     assert torch.equal(values(net), before)
 
 
+def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_moves():
+    net = network()
+    small, few, double = copy.deepcopy(net), copy.deepcopy(net), copy.deepcopy(net).double()
+    small.input_shape, few[-1] = (1, 2, 2), nn.Linear(net[-1].in_features, 2)
+    for wrong, message in ((small, "images have shape"), (few, "there are 2 classes"), (double, "is torch.float64")):
+        before = values(wrong)
+        with pytest.raises(UserError, match=message):
+            train(wrong)
+        assert torch.equal(values(wrong), before)
+
+
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": -0.1}, {"learning_rate": math.nan},
                                    {"learning_rate": math.inf}, {"precision": "fp8"}])
 def test_a_recipe_that_is_none_is_refused_before_anything_moves(wrong):

@@ -26,12 +26,14 @@ def weight_name(layer: str) -> str:
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Module name -> layer, for every Conv2d and Linear, in definition order.
 
-    Raises `UserError` where there is none, and for another layer that has weights of more than one axis: it would
-    silently stay as it is.
+    Raises `UserError` where there is none, for another layer that has weights of more than one axis, which would silently
+    stay as it is, and for two layers that share a weight, of which no mask could tell one from the other.
     """
-    found = {}
+    found, owners = {}, {}
     for name, layer in model.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if (owner := owners.setdefault(layer.weight, name)) != name:
+                raise UserError(f"{owner} and {name} share one weight, which no method here can score: give each its own.")
             found[name] = layer
         elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
             raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: "
@@ -133,6 +135,16 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
     return decorate
 
 
+def check_scores(what: str, scores: Scores, chosen: dict[str, nn.Parameter]) -> None:
+    """Raises `UserError` where a scorer left out a weight of `chosen`, or returned what no mask can be made of."""
+    for name, weight in chosen.items():
+        score = scores.get(name)
+        if not isinstance(score, Tensor) or score.shape != weight.shape or score.dtype not in (torch.float32, torch.float64):
+            given = f"{score.dtype} of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise UserError(f"The {what} score of {name} is {given}: it must be a float32 or float64 tensor of the weight's "
+                            f"shape, {tuple(weight.shape)}.")
+
+
 def _hand_back_memory() -> None:
     """glibc keeps what is freed, in pieces: a process that scores one network after the other, as a worker or a notebook
     does, would grow to 1.5 times of what its dearest score takes. Elsewhere than on Linux nothing is done."""
@@ -148,6 +160,8 @@ def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None)
     if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
         raise UserError(f"The scoring batch must be tensors, not {type(inputs).__name__} and {type(targets).__name__}: pass "
                         "torch.as_tensor of them.")
+    if not inputs.is_floating_point():
+        raise UserError(f"The images are {inputs.dtype}: pass them as floats, normalised as in training (data.normalise).")
     if targets.dim() != 1 or targets.dtype not in (torch.int64, torch.uint8):
         raise UserError(f"The labels must be one int64 for each image, not {targets.dtype} of shape "
                         f"{tuple(targets.shape)}: pass the numbers of the classes, as in labels.long().")

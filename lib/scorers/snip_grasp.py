@@ -4,17 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.scorers.baselines import gradient, loss_gradient
+from lib.scorers.baselines import loss_gradient
 from lib.scorers.common import Scores, call, leaves, product, scorer, weights
 
 
+@scorer()
 def snip(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """|dL/dc| at c = 1 for a mask c on the connections (Lee et al. 2019, eq. 5).
 
     The weight enters as c w, so dL/dc = w g: on the same weights this is the gradient baseline. SNIP differs from it
     by its initialisation alone. (The paper divides by the sum over all weights, which moves no rank.)
     """
-    return gradient(model, inputs, targets)
+    return {name: score.abs_() for name, score in product(model, loss_gradient(model, inputs, targets)).items()}
 
 
 @scorer()
