@@ -8,7 +8,7 @@ import sys
 
 import pandas as pd
 
-from lib import atlas, claims, precision, profile, rates, shift, significance, tables, training
+from lib import atlas, claims, methods, precision, profile, rates, shift, significance, tables, training
 from lib.profile import ROOT
 from lib.store import Store
 from lib.study import Answer
@@ -115,9 +115,9 @@ def _masks(frame: pd.DataFrame) -> list[str]:
         f"- SynFlow on ResNet-56 as run: {_obtained(frame, 'SynFlow hardly prunes')} (its one round overflows, and a "
         "threshold that is not a number drops nothing), so the thesis's numbers of it are an unpruned network's.",
         f"- {atlas.chance_table(masks).caption}",
-        "- How far the published methods prune before no path is left, ρ = prunable weights / kept: a chain of L layers "
-        "allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 the unpruned network (first seed; "
-        "[all](outputs/masks/tables/07-critical.md)).",
+        f"- How far the published methods (SynFlow in {methods.get('SynFlow').rounds} rounds) prune before no path is left, "
+        "ρ = prunable weights / kept: a chain of L layers allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 the "
+        "unpruned network (first seed; [all](outputs/masks/tables/07-critical.md)).",
         *(f"  - {line}" for line in atlas.maximal(critical, 3))]
 
 

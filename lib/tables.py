@@ -252,16 +252,16 @@ class Table:
         return f"{self.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
     def latex(self) -> str:
-        """A booktabs table; columns of long text become paragraphs."""
-        body = self.body.map(_escape)
+        """A booktabs table; columns of long text become paragraphs, and many columns are shrunk (graphicx) to the page."""
+        body, wide = self.body.map(_escape), self.body.shape[1] > 10
         long = [any(len(cell) > 36 for cell in body.iloc[:, column]) for column in range(body.shape[1])]
         layout = "".join("p{0.17\\textwidth}" if paragraph else "l" for paragraph in long)
         lines = ["\\begin{table*}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
-                 f"\\caption{{{_escape(self.caption)}}}",
+                 f"\\caption{{{_escape(self.caption)}}}", *["\\resizebox{\\textwidth}{!}{%"] * wide,
                  f"\\begin{{tabular}}{{{layout}}}",
                  "\\toprule", *_latex_header(self.body.columns), "\\midrule",
                  *(" & ".join(line) + " \\\\" for line in body.to_numpy().tolist()),
-                 "\\bottomrule", "\\end{tabular}", "\\end{table*}", ""]
+                 "\\bottomrule", "\\end{tabular}" + "}" * wide, "\\end{table*}", ""]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -272,8 +272,8 @@ class Table:
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "--",
                "·": r"$\cdot$", "⌈": r"$\lceil$", "⌉": r"$\rceil$", "±": r"$\pm$", "−": "$-$",
-               "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "†": r"$\dagger$", "“": "``", "”": "''",
-               **{character: f"\\{character}" for character in "&%$#_{}"}}
+               "÷": r"$\div$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "†": r"$\dagger$", "ρ": r"$\rho$",
+               "“": "``", "”": "''", **{character: f"\\{character}" for character in "&%$#_{}"}}
     return "".join(special.get(character, character) for character in str(text))
 
 

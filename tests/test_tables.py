@@ -9,6 +9,7 @@ from scipy import stats
 
 from lib import UserError, claims, data, methods, tables
 from lib.experiment import VERSION, Cell, Record
+from lib.profile import ROOT
 
 REPORT = {"empty_layers": [], "collapsed": False, "effective_compression": 1.0, "kept": {}, "sizes": {}}
 
@@ -226,6 +227,15 @@ def test_latex_is_escaped_and_groups_its_columns():
     text = tables.Table("5 % & more", body).latex()
     assert r"\caption{5 \% \& more}" in text and r"50 \% & a\_b $\pm$ 1 \\" in text
     assert r"\multicolumn{2}{c}{G} \\" in text and r"\cmidrule(lr){1-2}" in text
+
+
+def test_latex_of_many_columns_is_shrunk_to_the_page_and_pdflatex_knows_its_letters():
+    many = tables.Table("", pd.DataFrame([["1"] * 11], columns=list("abcdefghijk"))).latex()
+    few = tables.Table("ρ", pd.DataFrame([["1"] * 10], columns=list("abcdefghij"))).latex()
+    assert many.count(r"\resizebox{\textwidth}{!}{%") == many.count("\\end{tabular}}") == 1 and "resizebox" not in few
+    assert r"\caption{$\rho$}" in few
+    written = [path.read_text() for path in (ROOT / "outputs").glob("*/tables/*.tex")]
+    assert written and all(map(str.isascii, written))
 
 
 def test_markdown_escapes_its_bars():
