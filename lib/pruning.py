@@ -369,7 +369,7 @@ def on_path(model: nn.Module, masks: Masks) -> Masks:
             parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, name in chosen))
     device = next(network.parameters()).device
     paths = network(torch.ones(1, *input_shape(model), device=device)).sum()
-    gradients = torch.autograd.grad(paths, [chosen[name] for name in masks])
+    gradients = torch.autograd.grad(paths, [chosen[name] for name in masks], materialize_grads=True)   # 0 where idle
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
 
 

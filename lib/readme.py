@@ -116,8 +116,8 @@ def _masks(frame: pd.DataFrame) -> list[str]:
         "threshold that is not a number drops nothing), so the thesis's numbers of it are an unpruned network's.",
         f"- {atlas.chance_table(masks).caption}",
         f"- How far the published methods (SynFlow in {methods.get('SynFlow').rounds} rounds) prune before no path is left, "
-        "ρ = prunable weights / kept: a chain of L layers allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 the "
-        "unpruned network (first seed; [all](outputs/masks/tables/07-critical.md)).",
+        "ρ = prunable weights / kept: a chain of L layers allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 "
+        "the unpruned network (first seed; [all](outputs/masks/tables/07-critical.md)).",
         *(f"  - {line}" for line in atlas.maximal(critical, 3))]
 
 

@@ -605,6 +605,26 @@ def test_layers_that_share_a_weight_are_refused():
         pruning.masks(net, "GlobalMag", None, None, 1.5)
 
 
+class Idle(Residual):
+    """A network with a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Conv2d(2, 2, 3)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if pruning.needs_data(method.score)])
+def test_a_layer_that_is_never_called_is_named_where_data_would_score_it(name):
+    with pytest.raises(UserError, match="never calls extra"):
+        pruning.masks(Idle(), name, torch.randn(4, 1, 4, 4), torch.arange(4) % 3, 1.2)
+
+
+def test_no_path_leads_through_a_layer_that_is_never_called():
+    net = Idle()
+    audit = pruning.report(net, found := pruning.masks(net, "GlobalMag", None, None, 1.2))
+    assert not pruning.on_path(net, found)["extra.weight"].any() and audit.kept["extra.weight"] and audit.effective_kept
+
+
 def mine(model, inputs, targets):
     """A score of a user who forgot `@scorer`."""
     return {name: weight.detach().abs() for name, weight in weights(model).items()}

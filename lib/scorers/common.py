@@ -116,8 +116,14 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 check_batchnorm(model, len(inputs))
             if inputs is not None:
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
-            with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
-                scores = function(model, inputs, targets, **options)
+            try:
+                with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
+                    scores = function(model, inputs, targets, **options)
+            except (KeyError, RuntimeError) as error:
+                if data and (idle := _idle(model, inputs)):
+                    raise UserError(f"The network never calls {', '.join(idle)}, so no data can score it: leave it out of "
+                                    "the network.") from error
+                raise
             if data:
                 _hand_back_memory()
             for name in scores if finite else ():
@@ -133,6 +139,19 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
         return scored
 
     return decorate
+
+
+def _idle(model: nn.Module, inputs: Tensor) -> list[str]:
+    """The layers that play no part in the network's output."""
+    found, called = layers(model), set()
+    handles = [layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in found.items()]
+    try:
+        with torch.no_grad():
+            call(model, inputs, dict(model.named_parameters()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name in found if name not in called]
 
 
 def check_scores(what: str, scores: Scores, chosen: dict[str, nn.Parameter]) -> None:
