@@ -82,6 +82,22 @@ def test_the_critical_table_tells_path_and_layers_apart_and_bounds_chains_alone(
                     "whole again at": "62.5, 80"}
     residual = atlas.critical_table(critical(("SNIP", 50.0, 20.0, 51.0, []), model="resnet56")).body.iloc[0]
     assert residual[["ρ_max = n/L", "weights per layer at ρ_cr", "whole again at"]].tolist() == ["–"] * 3
+    assert residual["ρ_cr"] == "50"
+
+
+def test_where_no_collapse_was_seen_a_residual_network_has_a_lower_bound_and_a_chain_its_own():
+    rows = ("SNIP", 100.0, 20.0, None, [])
+    assert atlas.critical_table(critical(rows)).body.loc[0, "ρ_cr"] == "100"
+    residual = critical(rows, model="resnet56")
+    line = atlas.critical_table(residual).body.loc[0]
+    assert line["ρ_cr"] == "≥ 100"
+    marks = {mark.get_xdata()[0]: mark.get_marker() for mark in atlas.critical_compression(residual).axes[0].get_lines()}
+    assert marks[100.0] == ">"
+
+
+def test_the_first_so_many_are_named_and_how_far_down_it_goes():
+    found = critical(("SNIP", 10.0, 10.0, 11.0, []), ("SynFlow", 100.0, 100.0, None, []), ("LAMP", 50.0, 20.0, 51.0, []))
+    assert atlas.maximal(found, 1)[0].endswith("SynFlow 1.00 down to SNIP 0.50.")
 
 
 def test_what_reaches_the_bound_is_named_and_the_rest_ranked_by_logarithms():

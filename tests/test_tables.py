@@ -502,6 +502,7 @@ def summed(*top1):
 def test_an_interval_that_leaves_0_to_100_percent_gives_way_to_the_range_of_the_seeds():
     assert tables.spread(summed(80, 81, 82)) == f" ± {stats.t.ppf(0.975, 2) / 3 ** 0.5:.2f}"
     assert tables.spread(summed(11, 86, 84)) == " (11.00 to 86.00)"              # 60 ± 106
+    assert tables.spread(summed(1, 20, 30)) == " (1.00 to 30.00)"                # 17 ± 36
     assert tables.spread(summed(99.5, 99.9, 99.1), digits=1) == " (99.1 to 99.9)"    # 99.5 ± 1.0
     assert tables.spread(summed(80, 81, 82), ranged=True) == " (80.00 to 82.00)"
     assert tables.spread(summed(80)) == tables.spread(summed(80), ranged=True) == ""
