@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import data, models, pruning
-from lib.experiment import Cell
+from lib.experiment import Cell, one_thread
 from lib.lanes import Lanes
 from lib.profile import TRAINING_IMAGES
 from lib.trainer import Learner
@@ -46,23 +46,20 @@ def rate(model: str, classes: int, width: float, batch_size: int, seconds: float
          precision: str = "float32") -> float:
     """Operations per second of training steps as a worker takes them, on a processor by one thread, on a card of that many
     copies side by side: by the median time of what `seconds` allow."""
-    threads, draw = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
     networks = [models.build(model, classes, width).to(device).train() for _ in range(copies)]
     whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(networks[0]).items()}
     learners = [Learner(network, whole, 1e-3, precision) for network in networks]
     images = torch.randn(batch_size, *networks[0].input_shape, generator=draw).to(device)
     labels, times = torch.zeros(batch_size, dtype=torch.long, device=device), []
     lanes, began = Lanes(images.device, copies), time.perf_counter()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         while len(times) < 2 or time.perf_counter() - began < seconds:
             start = time.perf_counter()
             lanes.each("learn", [learner.learn for learner in learners], images, labels)
             lanes.join()
             learners[-1].loss.item()   # waits for the device
             times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
     return 3 * batch_size * copies * _forward(model, classes, width) / sorted(times)[len(times) // 2]
 
 
