@@ -126,7 +126,7 @@ def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Mod
     """
     single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
     scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
-    _set_mode(scored, method.mode, inputs)
+    set_mode(scored, method.mode, inputs)
     return scored
 
 
@@ -142,8 +142,8 @@ def _draw(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
-def _set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
-    """Puts the copy that is scored into one of `methods.MODES`."""
+def set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
+    """Puts a model, in place, into one of `methods.MODES`; inputs: what "calibrated" takes BatchNorm's statistics from."""
     model.train(mode != "eval")
     if mode != "dropout":
         for module in model.modules():

@@ -19,14 +19,15 @@ from lib.tables import DASH, Table, label
 
 LEARNED = 0.9   # of the loss of guessing, ln(classes): a training loss below that has learned something
 COLUMNS = ["network", "cells trained", "that learned", "epochs at chance meanwhile (median)",
-           "at chance after the last epoch", "these (their training loss)"]
+           "at chance after the last epoch", "these (their training loss)", "tested anew", "top-1 then (median change)"]
 
 
 def silent(records: Iterable[Record], learning_rate: float) -> Table:
     """A line for each network: of its cells trained at this rate, how many learned, and how long these were
     tested at chance meanwhile.
 
-    Chance level is what one answer to all images gives, and up to a twentieth more. A cell that shows its twin's training
+    Chance level is what one answer to all images gives, and up to a twentieth more. Tested anew: with statistics that were
+    collected without dropout (`trainer.recollect`), as far as records have it. A cell that shows its twin's training
     (`experiment.served`) is not counted.
     """
     network = lambda record: (record.cell.dataset, record.cell.model)
@@ -57,13 +58,24 @@ def _line(dataset: str, model: str, records: list[Record]) -> list[str]:
     mute = [record for record in learned if at_chance(record, -1)]
     named = ", ".join(f"{each.cell.method} at r = {each.cell.compression:g} ({each.history[-1]['train_loss']:.2f})"
                       for each in mute)
+    gains = [gain for record in learned if (gain := _gain(record)) is not None]
     return [f"{label(model)} on {label(dataset)}", str(len(records)), str(len(learned)),
-            f"{median(waits):g}" if waits else DASH, str(len(mute)), named or DASH]
+            f"{median(waits):g}" if waits else DASH, str(len(mute)), named or DASH,
+            str(len(gains)) if gains else DASH, f"{median(gains):+.2f}" if gains else DASH]
+
+
+def _gain(record: Record) -> float | None:
+    """By how many points a test with recollected statistics is better; None where the record has none."""
+    last = record.history[-1]
+    if "recollected" not in last:
+        return None
+    return 100 * (last["recollected"]["top1"] - last["top1"]) / record.test_images
 
 
 def _words(line: list[str]) -> str:
-    network, trained, learned, waits, mute, named = line
+    network, trained, learned, waits, mute, named, again, gain = line
     meanwhile = "" if waits in (DASH, "0") else (
         f", which after a median of {waits} of their epochs were still tested at chance")
     still = f", and {mute} after the last one too: {named}" if named != DASH else ""
-    return f"{network}: {learned} of {trained} trained cells learned{meanwhile}{still}."
+    anew = f"; tested with statistics collected without dropout, {again} of them move by {gain} points (median)"
+    return f"{network}: {learned} of {trained} trained cells learned{meanwhile}{still}{anew * (gain != DASH)}."

@@ -58,4 +58,5 @@ def _train(models: list[nn.Module], masks: list[pruning.Masks], data: Data, epoc
     with trainer.conditions(data, precision):
         for epoch in range(epochs + 1):
             trainer.advance(learners, lanes, data, epoch, batch_size, generator)
+        trainer.recollect(learners, data)
     return [learner.history for learner in learners]

@@ -1,5 +1,6 @@
 """Trains a masked network by the thesis's recipe: SGD with Nesterov momentum, constant rate, every epoch recorded."""
 
+import copy
 import math
 import time
 import warnings
@@ -20,12 +21,15 @@ MOMENTUM = 0.9
 TEST_BATCH = 128
 # Of what layers compute in training; weights, momentum, loss and every test are float32 in both (but for `conditions`).
 PRECISIONS = ("float32", "bf16")
+NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
+RECOLLECTED = 12_800   # training images that give BatchNorm its statistics anew
 SAVE_EVERY = 60   # seconds between checkpoints: a short cell writes none
 
 
 class History(list):
     """One dict per epoch, from epoch 0 (the network before training): epoch, train_loss (mean over the epoch's images;
-    None at epoch 0), test_loss, top1 and top5 (counts of test images). `diverged` is the epoch whose loss was not
+    None at epoch 0), test_loss, top1 and top5 (counts of test images); the last one, of a network with dropout and
+    BatchNorm, `recollected` too: see `recollect`. `diverged` is the epoch whose loss was not
     finite, on the training or on the test images, at which training stopped, or None."""
 
     diverged: int | None = None
@@ -93,6 +97,7 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
             if checkpoint and epoch and time.monotonic() - saved >= SAVE_EVERY:
                 _save(checkpoint, state, history)
                 saved = time.monotonic()
+        recollect([learner], data)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return history
@@ -106,6 +111,23 @@ def advance(learners: list[Learner], lanes: Lanes, data: Data, epoch: int, batch
     for learner, loss, tested in zip(learners, losses, _tests(learners, lanes, data)):
         if learner.history.diverged is None:
             learner.history.add(epoch, loss, tested)
+
+
+def recollect(learners: list[Learner], data: Data) -> None:
+    """Tests trained networks that have dropout and BatchNorm once more, with BatchNorm's statistics collected anew, without
+    dropout, from the first `RECOLLECTED` training images as they are; the networks stay as they are.
+
+    The running statistics, of which every other test is made, were collected under dropout: they belong to wider signals
+    than a test's, and can make it fail (`lib.shift`).
+    """
+    count, chunk = min(RECOLLECTED, len(data.train_images)), pruning.CALIBRATION_CHUNK
+    count = count // chunk * chunk or count    # no last chunk of a single image
+    for learner in learners:
+        kinds = {type(module) for module in learner.model.modules()}
+        if len(learner.history) > 1 and learner.history.diverged is None and nn.Dropout in kinds and kinds & NORMS:
+            fresh = copy.deepcopy(learner.model)
+            pruning.set_mode(fresh, "calibrated", data.normalise(data.train_images[:count]))
+            learner.history[-1]["recollected"] = evaluate(fresh, data)
 
 
 @contextmanager

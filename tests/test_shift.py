@@ -14,30 +14,41 @@ CELL = Cell("cifar10", "vgg16", "SNIP@run", 32, 42, 2, 1e-3)
 GUESS = math.log(10)
 
 
-def record(losses, top1, run=None, **changes):
+def record(losses, top1, run=None, again=None, **changes):
     """1000 test images; training losses as shares of that of guessing."""
     history = [{"epoch": 0, "train_loss": None, "top1": 100, "test_loss": GUESS, "top5": 500}]
     history += [{"epoch": epoch, "train_loss": share and share * GUESS, "top1": top, "test_loss": GUESS, "top5": 500}
                 for epoch, (share, top) in enumerate(zip(losses, top1), 1)]
     cell = replace(CELL, epochs=len(losses), **changes)
+    if again is not None:
+        history[-1]["recollected"] = {"top1": again, "top5": 500, "test_loss": GUESS}
     return Record(cell.key, experiment.VERSION, cell, {}, history, 1000, run or {})
 
 
 def test_epochs_at_chance_count_only_while_the_loss_is_below_guessing():
     table = shift.silent([record([0.95, 0.8, 0.7, 0.6], [100, 105, 100, 300])], 1e-3)
-    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "1", "2", "0", "–"]
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "1", "2", "0", "–", "–", "–"]
+
+
+def test_a_test_with_recollected_statistics_stands_beside_the_other():
+    records = [record([0.5], [100], again=300), record([0.5], [400], again=390), record([0.5], [400], again=500),
+               record([0.95], [100], again=900), record([0.5], [400])]     # one has not learned, one has no such test
+    table = shift.silent(records, 1e-3)
+    assert table.body.iloc[0].tolist()[-2:] == ["3", "+10.00"]
+    assert "; tested with statistics collected without dropout, 3 of them move by +10.00 points (median)." in table.caption
+    assert "tested with" not in shift.silent(records[-1:], 1e-3).caption
 
 
 def test_what_learned_and_is_silent_at_the_end_is_named():
     table = shift.silent([record([0.8, 0.5], [100, 105]), record([0.8, 0.5], [100, 106], method="LAMP@run")], 1e-3)
-    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "2", "2", "1.5", "1", "SNIP@run at r = 32 (1.15)"]
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "2", "2", "1.5", "1", "SNIP@run at r = 32 (1.15)", "–", "–"]
     assert "2 of 2 trained cells learned" in table.caption and "and 1 after the last one too: SNIP@run" in table.caption
 
 
 @pytest.mark.parametrize("share", [1, 0.91, None])
 def test_what_has_not_learned_is_no_surprise(share):
     table = shift.silent([record([0.8, share], [100, 100])], 1e-3)
-    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "0", "–", "0", "–"]
+    assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "1", "0", "–", "0", "–", "–", "–"]
 
 
 def test_networks_are_apart_and_twins_masks_and_the_other_rate_are_not_counted():

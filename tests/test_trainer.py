@@ -263,10 +263,35 @@ def test_evaluation_is_in_eval_mode_and_training_in_train_mode():
     net[1].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
     train(net, data, epochs=1)
     passes = math.ceil(TEST / trainer.TEST_BATCH)
-    assert modes == [False] * passes + [True] * math.ceil(TRAIN / BATCH) + [False] * passes
+    again = [True] + [False] * passes    # with the statistics of one chunk
+    assert modes == [False] * passes + [True] * math.ceil(TRAIN / BATCH) + [False] * passes + again
     net.eval()
     logits = net(data.normalise(data.test_images))
     assert trainer.evaluate(net, data)["top1"] == int((logits.argmax(1) == data.test_labels).sum())
+
+
+@pytest.mark.parametrize("count, used", [(TRAIN, TRAIN), (128 + 1, 128)])     # a chunk of one image is left out
+def test_a_network_with_dropout_and_batchnorm_is_tested_again_with_statistics_collected_without_dropout(count, used):
+    net, data = network(dropout=True), images(train=count)
+    history = train(net, data)
+    assert ["recollected" in entry for entry in history] == [False, False, True]
+    before = values(net)
+    twin, inputs = copy.deepcopy(net), data.normalise(data.train_images[:used])
+    for layer in twin:
+        layer.train(isinstance(layer, nn.BatchNorm2d))
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0     # all images are one chunk, whose statistics stay
+    with torch.no_grad():
+        twin(inputs)
+    assert history[-1]["recollected"] == trainer.evaluate(twin, data)
+    assert history[-1]["recollected"]["test_loss"] != history[-1]["test_loss"] and torch.equal(values(net), before)
+
+
+def test_what_has_no_dropout_or_was_not_trained_is_not_tested_again():
+    assert not any("recollected" in entry for entry in train(network()))
+    assert not any("recollected" in entry for entry in train(network(dropout=True), epochs=0))
+    diverged = train(network(dropout=True), learning_rate=1e30)
+    assert diverged.diverged is not None and "recollected" not in diverged[-1]
 
 
 def test_masks_that_do_not_fit_are_refused_before_anything_moves():
