@@ -124,13 +124,13 @@ def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Mod
     in float32, as released. OBD's curvature takes float64 on plain networks and, on those with BatchNorm, float32 with
     float64 sums: it is a sum of squares, in which nothing cancels.
     """
-    single = method.reading == "run" or (method.mode == "calibrated" and _has_batchnorm(model))
+    single = method.reading == "run" or (method.mode == "calibrated" and has_batchnorm(model))
     scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)
     set_mode(scored, method.mode, inputs)
     return scored
 
 
-def _has_batchnorm(model: nn.Module) -> bool:
+def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
@@ -166,7 +166,7 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None
-    if _has_batchnorm(model):
+    if has_batchnorm(model):
         dtype = next(model.parameters()).dtype
         check_batchnorm(model, len(inputs) % CALIBRATION_CHUNK)
         for chunk in inputs.split(CALIBRATION_CHUNK):

@@ -21,7 +21,6 @@ MOMENTUM = 0.9
 TEST_BATCH = 128
 # Of what layers compute in training; weights, momentum, loss and every test are float32 in both (but for `conditions`).
 PRECISIONS = ("float32", "bf16")
-NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
 RECOLLECTED = 12_800   # training images that give BatchNorm its statistics anew
 SAVE_EVERY = 60   # seconds between checkpoints: a short cell writes none
 
@@ -123,8 +122,8 @@ def recollect(learners: list[Learner], data: Data) -> None:
     count, chunk = min(RECOLLECTED, len(data.train_images)), pruning.CALIBRATION_CHUNK
     count = count // chunk * chunk or count    # no last chunk of a single image
     for learner in learners:
-        kinds = {type(module) for module in learner.model.modules()}
-        if len(learner.history) > 1 and learner.history.diverged is None and nn.Dropout in kinds and kinds & NORMS:
+        drops = any(isinstance(module, nn.Dropout) for module in learner.model.modules())
+        if len(learner.history) > 1 and learner.history.diverged is None and drops and pruning.has_batchnorm(learner.model):
             fresh = copy.deepcopy(learner.model)
             pruning.set_mode(fresh, "calibrated", data.normalise(data.train_images[:count]))
             learner.history[-1]["recollected"] = evaluate(fresh, data)

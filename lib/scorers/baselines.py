@@ -39,10 +39,15 @@ def loss_gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     return dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names])))
 
 
+def sensitivity(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
+    """|w g|, which is the gradient baseline's score and SNIP's."""
+    return {name: score.abs_() for name, score in product(model, loss_gradient(model, inputs, targets)).items()}
+
+
 @scorer()
 def gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     """|w g| on one batch (thesis, eq. 2.2)."""
-    return {name: score.abs_() for name, score in product(model, loss_gradient(model, inputs, targets)).items()}
+    return sensitivity(model, inputs, targets)
 
 
 @scorer()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.scorers.baselines import loss_gradient
+from lib.scorers.baselines import loss_gradient, sensitivity
 from lib.scorers.common import Scores, call, leaves, product, scorer, weights
 
 
@@ -15,7 +15,7 @@ def snip(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     The weight enters as c w, so dL/dc = w g: on the same weights this is the gradient baseline. SNIP differs from it
     by its initialisation alone. (The paper divides by the sum over all weights, which moves no rank.)
     """
-    return {name: score.abs_() for name, score in product(model, loss_gradient(model, inputs, targets)).items()}
+    return sensitivity(model, inputs, targets)
 
 
 @scorer()
