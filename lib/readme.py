@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 CLAIMS = "outputs/claims.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
 TRAINED, END_TRAINED = "<!-- trained out: written by python -m lib.readme -->\n", "<!-- end of trained out -->\n"
+HOURS = re.compile(r"(<!-- hours: (\w+) -->)[^|;,]*?( ?[|;,])")   # in a table, up to the end of its cell or part
 
 
 def found() -> str:
@@ -177,11 +178,26 @@ def _links(name: str) -> str:
     return f"{name} ([tables](outputs/{name}/tables), [figures](outputs/{name}/figures))"
 
 
+def hours(whose: str) -> str:
+    """What cells cost, by the seconds that the stores have measured on processors: all of a profile (`mnist`, `masks`), the
+    studies of 07_audit (`studies`), or one seed of a notebook's methods on MNIST at its main rate."""
+    if whose == "studies":
+        seconds = [answer.run["seconds"] for answer in Store(ROOT / "outputs/masks/audit.jsonl", Answer).records.values()]
+        return f"{sum(seconds) / 3600:.0f} core hours"
+    name = whose if whose in profile.names() else "mnist"
+    grid = profile.load(name)
+    cells = {cell for cell in grid.cells() if name == whose or cell.learning_rate == grid.learning_rate
+             and methods.get(cell.method).base in profile.NOTEBOOKS[whose]}
+    seconds = [each.run["seconds"] for each in _records(name) if each.cell in cells and each.run["device"] == "cpu"]
+    count, suffix = (len(cells), "") if name == whose else (len(cells) / len(grid.seeds), " a seed")
+    return f"{sum(seconds) / len(seconds) * count / 3600:.{0 if name == whose else 1}f} core hours{suffix}"
+
+
 def replaced(text: str) -> str:
-    """The README's text with its blocks as the stores have them now."""
+    """The README's text with its blocks and its hours as the stores have them now."""
     for begin, write, end in ((BEGIN, found, END), (TRAINED, caveat, END_TRAINED)):
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + write() + end, text, flags=re.DOTALL)
-    return text
+    return HOURS.sub(lambda found: found[1] + hours(found[2]) + found[3], text)
 
 
 if __name__ == "__main__":

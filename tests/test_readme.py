@@ -32,6 +32,7 @@ def test_what_was_found_is_what_the_stores_say():
     assert all((ROOT / target).exists() for target in re.findall(r"\]\(((?:outputs|notebooks)/[^)#]+)\)", TEXT))
     assert (ROOT / re.search(r"!\[.+\]\((outputs/.+)\)", TEXT)[1]).is_file()
     assert "cells computed" in readme.replaced(TEXT.replace("cells computed", ""))
+    assert readme.replaced(TEXT.replace(" core hours", "")) == TEXT
 
 
 def test_every_notebook_and_profile_is_named():
