@@ -27,12 +27,11 @@ def test_the_patch_adds_a_method_of_ones_own(tmp_path):
 
 
 def test_what_was_found_is_what_the_stores_say():
-    assert readme.replaced(TEXT) == TEXT, "python -m lib.readme writes what the stores say now"
+    stale = TEXT.replace("cells computed", "").replace(" core hours", "")
+    assert readme.replaced(stale) == TEXT != stale, "python -m lib.readme writes what the stores say now"
     assert (ROOT / readme.CLAIMS).read_text(encoding="utf-8") == readme.claims_page()
     assert all((ROOT / target).exists() for target in re.findall(r"\]\(((?:outputs|notebooks)/[^)#]+)\)", TEXT))
     assert (ROOT / re.search(r"!\[.+\]\((outputs/.+)\)", TEXT)[1]).is_file()
-    assert "cells computed" in readme.replaced(TEXT.replace("cells computed", ""))
-    assert readme.replaced(TEXT.replace(" core hours", "")) == TEXT
 
 
 def test_every_notebook_and_profile_is_named():
