@@ -228,10 +228,15 @@ def run_together(cells: list[Cell], data_root: str | None = None, device: str = 
 
 
 def twin(cell: Cell) -> Cell | None:
-    """The `@run` cell whose mask may be all but that of this published cell: both are made of one score, of the same
-    weights and without data. None where there is no such cell, or nothing is trained."""
+    """The cell whose mask may be all but that of this one: of a published cell its `@run`, where both are made of one
+    score, of the same weights and without data; of `SynFlow@run` on a residual network the unpruned one, since where its
+    score overflows nothing is dropped. None where there is no such cell, or nothing is trained."""
+    if not cell.epochs:
+        return None
+    if cell.method == "SynFlow@run" and cell.model.startswith("resnet"):
+        return replace(cell, method=methods.dense(cell.method), compression=1)
     method, released = methods.get(cell.method), methods.METHODS.get(f"{cell.method}@run")
-    if not cell.epochs or released is None or released.selection != "quantile":   # "bernoulli" looks at no score
+    if released is None or released.selection != "quantile":   # "bernoulli" looks at no score
         return None
     same = all(getattr(method, name) == getattr(released, name) for name in ("score", "scope", "rounds", "init"))
     return replace(cell, method=released.name) if same and not needs_data(method.score) else None

@@ -36,8 +36,9 @@ LABELS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
 # How a reading's accuracies are counted: `run` as the thesis counts, with whose numbers it is compared.
 ACCOUNTING = {"run": "_thesis", "written": "", "published": ""}
 DASH = "–"
-SHOWN = ("† the number of @run's training, in one seed at least: the score is the same and the masks differ in less "
-         "than 0.1 % of the kept weights, so one network was trained for both.")
+SHOWN = ("† another cell's training, in one seed at least: the masks differ in less than 0.1 % of the kept weights, so one "
+         "network was trained for both (@run and published of one score; the unpruned network and SynFlow@run, where that "
+         "drops nothing).")
 RANGE = "where that would leave 0 to 100 %, the range of the seeds"
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
@@ -321,7 +322,7 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
     For both metrics: the thesis as printed and divided by 0.98892; `@run` by the thesis's accounting (to be
     compared with what is printed) and plain; `@written` where it exists; published. Then the compression of
     the masks. An en dash marks a cell that is not there, an empty field a number that does not exist, † a number that
-    another reading's training gave (in one seed at least).
+    another cell's training gave (in one seed at least).
     """
     sets = [dataset_for(pairs_of(frame), model, count) for count in ((10,) if model == "cnn" else (10, 100))]
     parts, blocks = [select(frame, dataset, model) for dataset in sets], []
@@ -354,10 +355,10 @@ def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.Dat
         for metric, group in (("top5", "Top-5"), ("top1", "Top-1")):
             printed, corrected = _printed(dataset, model, ratio, base, metric)
             line |= {(group, "printed"): printed, (group, "corrected"): corrected,
-                     (group, "@run as printed"): _cell(found[f"{metric}_thesis"], run),
-                     (group, "@run"): _cell(found[metric], run),
+                     (group, "@run as printed"): _cell(found[f"{metric}_thesis"], run) + shown.get(run, ""),
+                     (group, "@run"): _cell(found[metric], run) + shown.get(run, ""),
                      (group, "@written"): _cell(found[metric], written),
-                     (group, "published"): _cell(found[metric], base) + ("†" if base in shown else "")}
+                     (group, "published"): _cell(found[metric], base) + shown.get(base, "")}
         for reading, method in (("@run", run), ("published", base)):
             line["Compression", reading] = _cell(found["compression_achieved"], method, interval=False)
         lines.append(line)
@@ -394,9 +395,9 @@ def _notes(rows: pd.DataFrame, dataset: str, ratios: Iterable[float]) -> list[st
     return [f"{LABELS.get(dataset, dataset)}: {', '.join(facts)}."] + _seeds(there) + ([SHOWN] if _shown(there) else [])
 
 
-def _shown(rows: pd.DataFrame) -> set[str]:
-    """The methods whose accuracies are, in some seed, those of another reading's training."""
-    return set(rows.dropna(subset=["trained_as"])["method"])
+def _shown(rows: pd.DataFrame) -> dict[str, str]:
+    """The mark of the methods whose accuracies are, in some seed, those of another cell's training."""
+    return dict.fromkeys(rows.dropna(subset=["trained_as"])["method"], "†")
 
 
 def _recipe(there: pd.DataFrame) -> list[str]:

@@ -16,7 +16,7 @@ from lib import UserError, data, experiment, methods, models, pruning
 from lib.experiment import Cell, Record
 from lib.methods import METHODS
 from lib.scorers import SCORERS
-from lib.scorers.common import weights
+from lib.scorers.common import scorer, weights
 from lib.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +230,9 @@ def test_twins_are_the_methods_whose_two_readings_share_a_score_without_data():
     assert twins["LAMP"] == replace(CELL, method="LAMP@run")
     assert experiment.twin(replace(CELL, epochs=0)) is None
     assert experiment.twin(replace(CELL, method="Dense", compression=1)) is None
+    overflows = replace(CELL, dataset="shapes10", model="resnet56", method="SynFlow@run", compression=8)
+    assert experiment.twin(overflows) == replace(overflows, method="Dense", compression=1)
+    assert experiment.twin(replace(overflows, epochs=0)) is experiment.twin(replace(overflows, method="SynFlow")) is None
 
 
 @pytest.mark.parametrize("change, has", [
@@ -283,6 +286,16 @@ def test_a_cell_with_its_twins_mask_shows_the_twins_training():
         name: value for name, value in known.run.items() if name not in rest}
     assert own.run["seconds"] == own.run["score_seconds"] != known.run["seconds"]
     assert Record.from_json(own.to_json()) == own
+
+
+def test_a_released_synflow_that_drops_nothing_shows_the_unpruned_training(monkeypatch):
+    cell = replace(SMALL, method="SynFlow@run", compression=4)
+    assert experiment.served(cell, experiment.run(experiment.twin(cell))) is None   # so small a network does not overflow
+    monkeypatch.setitem(SCORERS, "synflow_run", scorer(data=False, finite=False)(lambda model, inputs, targets: {
+        name: torch.full_like(weight, torch.nan) for name, weight in weights(model).items()}))
+    own, trained = experiment.served(cell, experiment.run(experiment.twin(cell))), experiment.run(cell)
+    assert own.report == trained.report and own.report["compression"] == 1 and own.history == trained.history
+    assert own.run["trained_as"] == "Dense"
 
 
 def test_a_twin_that_diverged_shows_that_too():

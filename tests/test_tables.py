@@ -200,6 +200,11 @@ def test_a_number_of_another_readings_training_is_marked_and_no_other():
     assert table.caption.count("†") == 1 and tables.SHOWN in table.caption and r"0.00$\dagger$" in table.latex()
     other = tables.accuracy_table(frame, "resnet56", 64)
     assert "†" not in other.caption and "†" not in other.csv()
+    whole = tables.accuracy_table(tables.frame([record(cell("SynFlow@run", 32, "cifar10", "resnet56"), trained_as="Dense")]),
+                                  "resnet56", 32)
+    line = lines(whole).loc[("CIFAR-10", "SynFlow")]
+    assert [column for column in line.index if "†" in line[column]] == [
+        "Top-5 @run as printed", "Top-5 @run", "Top-1 @run as printed", "Top-1 @run"]
 
 
 def test_a_method_of_ones_own_gets_its_row(monkeypatch):
