@@ -71,9 +71,11 @@ def _done(frame: pd.DataFrame) -> str:
 
 
 def _reduced(frame: pd.DataFrame) -> str:
-    """How many of the cells were trained in another precision than float32."""
-    counts = frame.loc[frame["precision"].ne("float32"), "precision"].value_counts()
-    return "".join(f", {count} of them trained in {name}" for name, count in counts.items())
+    """How many of the cells were trained in another precision than float32, and how many show another's training."""
+    counts = frame.loc[frame["precision"].ne("float32") & frame["trained_as"].isna(), "precision"].value_counts()
+    shown = int(frame["trained_as"].notna().sum())
+    return ("".join(f", {count} of them trained in {name}" for name, count in counts.items())
+            + (f", {shown} served by another's training" if shown else ""))
 
 
 def _listed(items) -> str:
