@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lib import pruning
+from lib import paths, pruning
 from lib.methods import Method
 from lib.pruning import Masks
 from lib.scorers.common import Scores
@@ -63,5 +63,5 @@ def masks_keeping(model: nn.Module, method: Method, scores: Scores | None, kept:
 
 def whole(model: nn.Module, masks: Masks) -> dict[str, bool]:
     """Whether a path of kept weights leads from input to logits, and whether no layer is empty."""
-    path = any(bool(mask.any()) for mask in pruning.on_path(model, masks).values())
+    path = any(bool(mask.any()) for mask in paths.on_path(model, masks).values())
     return {"path": path, "layers": all(bool(mask.any()) for mask in masks.values())}

@@ -1,4 +1,4 @@
-"""From scores to masks, and the audit of a mask: exact counts, the released code's rule, and what is still connected."""
+"""From scores to masks, by exact count or by the released code's rule; masks that hold in training; and their audit."""
 
 import copy
 import math
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib import UserError, methods
 from lib.methods import Method
+from lib.paths import on_path
 from lib.scorers import SCORERS, needs_data
 from lib.scorers.common import (
     Scores,
@@ -19,7 +20,6 @@ from lib.scorers.common import (
     check_batchnorm,
     check_scores,
     classifier,
-    input_shape,
     scorer,
     weights,
 )
@@ -108,7 +108,7 @@ def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tens
             torch.manual_seed(_draw(generator))
         scores = _scorer(method)(as_scored(model, method, inputs), inputs, targets, **options)
     check_scores(method.score, scores, prunable(model))
-    return {name: scores[name] for name in prunable(model)}
+    return {name: scores[name].detach() for name in prunable(model)}
 
 
 def _scorer(method: Method) -> Callable[..., Scores]:
@@ -300,7 +300,9 @@ def apply(model: nn.Module, masks: Masks) -> None:
             kept = torch.empty_like(weight, requires_grad=False).copy_(masks[name])
             with torch.no_grad():
                 weight *= kept
-            weight.register_hook(lambda gradient, kept=kept: gradient * kept)
+            trained = weight.requires_grad   # a frozen weight may be thawed later, and takes no hook while it is frozen
+            weight.requires_grad_().register_hook(lambda gradient, kept=kept: gradient * kept)
+            weight.requires_grad_(trained)
 
 
 def check(model: nn.Module, masks: Masks) -> None:
@@ -349,60 +351,3 @@ def report(model: nn.Module, masks: Masks) -> Report:
         effective_kept=sum(connected.values()),
         effective_compression=total / (fixed + sum(connected.values())),
     )
-
-
-@torch.enable_grad()
-def on_path(model: nn.Module, masks: Masks) -> Masks:
-    """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
-
-    One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
-    norms, ReLU and dropout the identity, pooling a sum (any input passes), where they are modules; after each layer the
-    signal, and on the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive
-    exactly if some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that
-    does not say by `input_shape` what it takes.
-    """
-    network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
-    _replace(network)
-    chosen = weights(network)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, name in chosen))
-    device = next(network.parameters()).device
-    paths = network(torch.ones(1, *input_shape(model), device=device)).sum()
-    gradients = torch.autograd.grad(paths, [chosen[name] for name in masks], materialize_grads=True)   # 0 where idle
-    return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
-
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)   # _NormBase: BatchNorm and InstanceNorm
-
-
-def _replace(module: nn.Module) -> None:
-    """Turns norms, ReLU, dropout and pooling into their part in the question whether a path exists."""
-    for name, child in module.named_children():
-        if isinstance(child, (nn.ReLU, nn.modules.dropout._DropoutNd, *_NORMS)):
-            setattr(module, name, _Presence())
-        elif isinstance(child, nn.MaxPool2d):
-            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
-        elif isinstance(child, nn.AdaptiveMaxPool2d):
-            setattr(module, name, nn.AdaptiveAvgPool2d(child.output_size))
-        elif isinstance(child, (nn.Conv2d, nn.Linear)):
-            child.register_forward_hook(lambda layer, inputs, output: _Cut.apply(output))
-        else:
-            _replace(child)
-
-
-class _Presence(nn.Module):
-    def forward(self, signal: Tensor) -> Tensor:
-        return _Cut.apply(signal)
-
-
-class _Cut(torch.autograd.Function):
-    """Whether a signal is there, forwards and backwards: keeps path counts from overflowing in deep networks."""
-
-    @staticmethod
-    def forward(context, signal: Tensor) -> Tensor:
-        return (signal > 0).to(signal.dtype)
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:
-        return (gradient > 0).to(gradient.dtype)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from lib import data as data_module
-from lib import models, pruning, trainer
+from lib import models, paths, pruning, trainer
 from lib.lanes import Lanes
 from lib.scorers import SCORERS, obd
 from tests.test_trainer import noise, seeded
@@ -92,7 +92,7 @@ def test_calibration_and_audit_work_where_the_model_is(model, card):
     pruning.calibrate(model.train(), torch.empty(4, *model.input_shape, device=card))
     masks = {name: torch.empty(weight.shape, dtype=torch.bool, device=card)
              for name, weight in pruning.prunable(model).items()}
-    assert all_on(card, pruning.on_path(model, masks))
+    assert all_on(card, paths.on_path(model, masks))
 
 
 @pytest.mark.parametrize("count", [1, 2])

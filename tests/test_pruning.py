@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
-from lib import UserError, methods, models, pruning
+from lib import UserError, methods, models, paths, pruning
 from lib.methods import DENSE, METHODS
 from lib.scorers.common import weights
 from tests.nets import Residual, chain, make, perceptron
@@ -557,7 +558,7 @@ def test_the_audit_is_a_search_of_the_graph(name):
         found = random_masks(net, seed)
         graph = Paths(found)
         expected = graph.on_path(draw(graph), [("out", unit) for unit in range(3)])
-        audited = pruning.on_path(net, found)
+        audited = paths.on_path(net, found)
         assert expected == {(key, *index) for key, mask in audited.items() for index in mask.nonzero().tolist()}
         audit = pruning.report(net, found)
         reached = graph.reach([node for node, _, _ in graph.edges if node[0] == "in"])
@@ -588,13 +589,72 @@ def test_any_input_of_a_pooling_passes():
         assert pruning.report(net, {"0.weight": torch.ones(1, 1, 3, 3, dtype=torch.bool)}).effective_kept == 9
 
 
-@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.InstanceNorm2d(4, affine=True),
-                                   nn.BatchNorm2d(4), nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Dropout2d(0.5)])
+class Functional(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, images):
+        return self.pool(images)
+
+
+def test_any_input_passes_wherever_the_pooling_stands():
+    """All masks are whole; through the largest input alone 116 of the 196 weights would have a way to the logits."""
+    def audited(first, second):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), first, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+                            second, nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        net.input_shape = (1, 6, 6)
+        return pruning.report(net, {name: torch.ones_like(weight, dtype=torch.bool)
+                                    for name, weight in pruning.prunable(net).items()}).effective_kept
+
+    shared, function = nn.MaxPool2d(2), Functional(lambda images: functional.max_pool2d(images, 2))
+    for first, second in [(nn.MaxPool2d(2), nn.MaxPool2d(2)), (shared, shared), (function, function),
+                          (shared, Functional(lambda images: functional.adaptive_max_pool2d(images, 1)))]:
+        assert audited(first, second) == 196
+    with pytest.raises(UserError, match="dilated"):
+        audited(nn.MaxPool2d(2, dilation=2, stride=2), shared)
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.PReLU(4),
+                                   nn.BatchNorm2d(4), nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Dropout2d(0.5),
+                                   nn.RMSNorm(3), nn.LayerNorm(3)])
 def test_a_whole_network_is_whole_whatever_stands_between_its_layers(layer):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), layer, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     net.input_shape = (1, 5, 5)
     audit = pruning.report(net, {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)})
     assert audit.effective_kept == 36 and not audit.collapsed
+
+
+def test_a_norm_that_stands_in_two_places_is_no_obstacle():
+    norm = nn.BatchNorm2d(4)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 4, 3), norm, nn.Flatten(), nn.Linear(4, 2))
+    net.input_shape = (1, 5, 5)
+    whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(net).items()}
+    assert pruning.report(net, whole).effective_kept == 36 + 144
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Sigmoid(), nn.Softplus(), nn.LogSigmoid(), nn.Hardsigmoid()])
+def test_an_activation_makes_no_signal(activation):
+    net = nn.Sequential(nn.Linear(3, 2), activation, nn.Linear(2, 2), activation, nn.Linear(2, 2))
+    net.input_shape = (3,)
+    masks = {"0.weight": torch.tensor([[True, False, False], [False] * 3]), "2.weight": torch.ones(2, 2, dtype=torch.bool)}
+    assert pruning.report(net, masks).effective_kept == 3
+    assert pruning.report(net, masks | {"0.weight": torch.zeros(2, 3, dtype=torch.bool)}).collapsed
+
+
+def test_parameters_of_a_module_of_unknown_kind_are_refused_in_the_audit():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(5))
+
+        def forward(self, signal):
+            return self.factor * signal
+
+    net = perceptron().insert(1, Scale())
+    masks = pruning.masks(net, "GlobalMag", None, None, 1.5)
+    with pytest.raises(UserError, match="does not know 1, a Scale with parameters"):
+        pruning.report(net, masks)
 
 
 def test_layers_that_share_a_weight_are_refused():
@@ -622,7 +682,7 @@ def test_a_layer_that_is_never_called_is_named_where_data_would_score_it(name):
 def test_no_path_leads_through_a_layer_that_is_never_called():
     net = Idle()
     audit = pruning.report(net, found := pruning.masks(net, "GlobalMag", None, None, 1.2))
-    assert not pruning.on_path(net, found)["extra.weight"].any() and audit.kept["extra.weight"] and audit.effective_kept
+    assert not paths.on_path(net, found)["extra.weight"].any() and audit.kept["extra.weight"] and audit.effective_kept
 
 
 def mine(model, inputs, targets):
@@ -636,6 +696,7 @@ def mine(model, inputs, targets):
     (lambda scores: scores.pop("2.weight"), "score of 2.weight is NoneType"),
     (lambda scores: scores.update({"0.weight": torch.ones(5)}), r"torch.float32 of shape \(5,\): it must be .* \(5, 6\)"),
     (lambda scores: scores.update({"0.weight": torch.ones(5, 6).bfloat16()}), "bfloat16"),
+    (lambda scores: scores.update({"0.weight": np.ones((5, 6))}), "spoilt score is no dict of tensors"),
 ])
 def test_a_score_that_no_mask_can_be_made_of_is_refused(monkeypatch, spoil, message):
     def spoilt(model, inputs, targets):
@@ -651,6 +712,22 @@ def test_a_score_that_no_mask_can_be_made_of_is_refused(monkeypatch, spoil, mess
     net = perceptron()
     assert sum(map(int, (mask.sum() for mask in pruning.masks(net, method, *batch, 1.5).values()))) == (
         pruning.kept_count(net, 1.5))
+
+
+@pytest.mark.parametrize("returned", [None, [torch.ones(5, 6)]])
+def test_a_score_that_is_no_dict_is_refused(monkeypatch, returned):
+    monkeypatch.setitem(pruning.SCORERS, "mine", lambda model, inputs, targets: returned)
+    with pytest.raises(UserError, match="no dict of tensors"):
+        pruning.masks(perceptron(), methods.Method("Mine", "mine"), torch.randn(4, 6), torch.arange(4) % 3, 1.5)
+
+
+def test_a_score_may_carry_a_gradient(monkeypatch):
+    monkeypatch.setitem(pruning.SCORERS, "mine", lambda model, inputs, targets: {
+        name: weight * weight for name, weight in weights(model).items()})
+    for selection in ("exact", "quantile"):
+        found = pruning.masks(net := perceptron(), methods.Method("Mine", "mine", selection=selection), torch.randn(4, 6),
+                              torch.arange(4) % 3, 1.5)
+        assert not any(mask.all() for mask in found.values()) and not net[0].weight.grad_fn
 
 
 def test_random_scores_have_one_round():
@@ -781,6 +858,12 @@ def test_frozen_weights_and_no_grad_around_do_not_matter():
         with torch.no_grad():
             assert same(masks(frozen, method), found)
             assert pruning.report(frozen, found) == pruning.report(model, found)
+    pruning.apply(frozen, found)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    frozen.requires_grad_()
+    frozen(batch(model)[0]).square().sum().backward()
+    for name, weight in pruning.prunable(frozen).items():
+        assert not weight[~found[name]].any() and not weight.grad[~found[name]].any() and weight.grad.any()
 
 
 def test_a_classifier_alone_has_nothing_to_prune():

@@ -126,6 +126,9 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 raise
             if data:
                 _hand_back_memory()
+            if not (isinstance(scores, dict) and all(isinstance(score, Tensor) for score in scores.values())):
+                raise UserError(f"The {function.__name__} score is no dict of tensors: "
+                                "a scorer returns parameter name -> score.")
             for name in scores if finite else ():
                 # A sum is finite only where all are, and costs a tenth; it may overflow where none is at fault.
                 if not scores[name].sum().isfinite() and not scores[name].isfinite().all():

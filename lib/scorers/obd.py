@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.functional import unfold
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib import UserError
 from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weight_name, weights
@@ -17,8 +18,9 @@ from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer,
 # the classes' backward signals take is bounded; and how many chunks may take it at a time.
 CHUNK, AT_ONCE = 320, 4
 # Modules that curve. (What a `forward` does by functions alone, nobody can see from outside.)
-SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softmax, nn.LogSoftmax,
-          nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+SMOOTH = (nn.Tanh, nn.Tanhshrink, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softmax,
+          nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.LPPool1d, nn.LPPool2d,
+          nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
 
 @scorer()
@@ -95,7 +97,7 @@ def _each(compute: Callable, chunks: Iterable[Tensor]) -> Iterator[Scores]:
 def _check(model: nn.Module) -> int:
     """The number of classes; raises for a layer whose per-image gradients this module does not know."""
     for name, module in model.named_modules():
-        if isinstance(module, SMOOTH):
+        if isinstance(module, SMOOTH) or isinstance(module, _BatchNorm) and module.running_var is None:
             raise UserError(f"OBD does not apply to {name or 'the network'}: "
                             f"with {type(module).__name__} the logits are not piecewise linear in each weight, "
                             "so the Hessian's diagonal needs second derivatives.")
