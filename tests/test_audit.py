@@ -166,7 +166,9 @@ def test_signs_zeros_and_both_hypotheses_by_brute_force(answered):
             zeros, negative = int((score == 0).sum()), int((score < 0).sum())
             assert (row["weights"], row["zeros"], row["negative"]) == (score.numel(), zeros, negative)
     flat = torch.cat([score.flatten() for score in scores.values()]).double().numpy()
-    assert sum(row["weights"] for row in found if row["what"] == "bar") == (flat != 0).sum()
+    bars = [row for row in found if row["what"] == "bar"]
+    assert sum(row["weights"] for row in bars) == (flat != 0).sum() and len(bars) == 2 * 60
+    assert sum(row["weights"] for row in bars if row["sign"] < 0) == (flat < 0).sum()
     total = sum(parameter.numel() for parameter in model.parameters())
     for row in (row for row in found if row["what"] == "ratio"):
         cut = np.quantile(flat, 1 - pruning.released_density(model, row["ratio"]))

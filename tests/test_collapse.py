@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import collapse, methods, models, pruning
-from tests.nets import Residual, chain
+from tests.nets import Residual, chain, perceptron
 
 
 def looked_at_everywhere(whole, weights, layers):
@@ -49,6 +49,15 @@ def test_a_shortcut_leaves_a_path_past_an_empty_layer():
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(model).items()}
     masks["conv2.weight"].zero_()
     assert collapse.whole(model, masks) == {"path": True, "layers": False}
+
+
+def test_one_weight_in_each_layer_is_a_path_where_they_meet():
+    model = perceptron()
+    masks = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(model).items()}
+    masks["0.weight"][2, 1] = masks["2.weight"][3, 2] = True
+    assert collapse.whole(model, masks) == {"path": True, "layers": True}
+    masks["2.weight"] = masks["2.weight"].roll(1, dims=1)
+    assert collapse.whole(model, masks) == {"path": False, "layers": True}
 
 
 def test_a_network_that_is_whole_again_further_on_is_told():
