@@ -2,7 +2,8 @@
 # Runs the paper; `./run_all.sh --help` says how. The active Python is used as it is if it has what requirements.txt
 # asks for; else an environment, .venv, is made beside this file.
 set -eu
-root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+script=$(readlink -f -- "$0" 2>/dev/null || echo "$0")   # a link to it may lie elsewhere
+root=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
 

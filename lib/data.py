@@ -6,6 +6,7 @@ every source gives the same arrays and so the same results. Nothing ever falls b
 
 import hashlib
 import os
+import zipfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
@@ -163,7 +164,8 @@ def _prepared(name: str, path: Path) -> Data:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ARRAYS if key in file}
     except Exception as error:  # a damaged archive raises nearly anything
-        raise UserError(f"{path} cannot be read ({_words(error)}): if it is damaged, delete it and make or "
+        words = _words(error) if zipfile.is_zipfile(path) else "it is no .npz archive, or the beginning of one"
+        raise UserError(f"{path} cannot be read ({words}): if it is damaged, delete it and make or "
                         "download it again.") from error
     if problem := _problem(name, arrays):
         raise UserError(f"{path} is not {name} as it should be: {problem}. Delete it and make or download it "

@@ -142,13 +142,16 @@ class Profile(BaseModel, extra="forbid", frozen=True):
     def cut(self, epochs: int | None = None, train_images: int | None = None) -> "Profile":
         """The same profile with fewer epochs or training images, under a name that says so: its results are kept apart.
 
-        OBD's images are cut too. Raises `UserError` for fewer than one of either.
+        OBD's images are cut too. Raises `UserError` for fewer than one of either, and for more epochs than it has.
         """
         changed, name = {}, self.profile
         for value, what in ((epochs, "epochs"), (train_images, "images")):
             if value is not None and value < 1:
                 raise UserError(f"A profile cannot be cut down to {value} {what}: at least 1 is needed.")
             name += f"-{value}{what}" if value else ""
+        if epochs and 0 < (most := max(self.pairs.values())) < epochs:
+            raise UserError(f"A profile that trains for at most {most} epochs cannot be cut down to {epochs}: "
+                            "write a profile of your own, a YAML file.")
         if epochs:
             changed["pairs"] = {pair: min(epochs, whole) for pair, whole in self.pairs.items()}
         if train_images:
@@ -244,9 +247,14 @@ def load(name: str | Path) -> Profile:
     if not isinstance(fields, dict):
         raise UserError(f"{path} must be a list of `key: value` lines with the keys {', '.join(Profile.model_fields)}.")
     try:
-        return Profile.model_validate(fields)
+        profile = Profile.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{path.name}: {_sentence(error)}") from error
+    owner = ROOT / "params" / f"{profile.profile}.yaml"
+    if owner.is_file() and not owner.samefile(path):
+        raise UserError(f"{path} calls itself `{profile.profile}`, as does {owner}, among whose results its own would go: "
+                        "give it a name of its own (key `profile`).")
+    return profile
 
 
 def _twice(node: yaml.Node | None) -> list[str]:

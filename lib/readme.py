@@ -3,12 +3,13 @@
 `python -m lib.readme` writes it there, and the claims, each with what decides it, to outputs/claims.md.
 """
 
+import argparse
 import re
 import sys
 
 import pandas as pd
 
-from lib import atlas, claims, methods, precision, profile, rates, shift, significance, tables, training
+from lib import UserError, atlas, claims, methods, precision, profile, rates, shift, significance, tables, training
 from lib.profile import ROOT
 from lib.store import Store
 from lib.study import Answer
@@ -202,7 +203,17 @@ def replaced(text: str) -> str:
     return HOURS.sub(lambda found: found[1] + hours(found[2]) + found[3], text)
 
 
+def main() -> int:
+    """The command line, which takes no argument; returns the exit code."""
+    argparse.ArgumentParser(prog="python -m lib.readme", description=__doc__).parse_args()
+    try:
+        tables.write(README, replaced(README.read_text(encoding="utf-8")))
+        tables.write(ROOT / CLAIMS, claims_page())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")
-    (ROOT / CLAIMS).write_text(claims_page(), encoding="utf-8")
-    sys.exit(0)
+    sys.exit(main())

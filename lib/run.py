@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import logging
 import multiprocessing
@@ -23,6 +24,7 @@ if __name__ == "__main__":   # Ctrl-C while the rest is imported: an end without
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
+from filelock import FileLock
 
 from lib import UserError, audit, data, experiment, profile, pruning, sweep, trainer
 from lib.experiment import Cell
@@ -82,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
                                                             "such as mnist/cnn")
     add("--ratios", nargs="+", type=float, metavar="R", help="compute only the cells of these compressions; "
                                                              "1 is the unpruned network")
-    add("--epochs", type=int, metavar="N", help="cut the profile down: train every pair for N epochs; the results go to a "
-                                                "folder of their own, never among the profile's")
+    add("--epochs", type=int, metavar="N", help="cut the profile down: train no pair for more than N epochs; the results go "
+                                                "to a folder of their own, never among the profile's")
     add("--subset", type=int, metavar="N", help="cut the profile down: only the first N training images, likewise")
     add("--wait", action="store_true", help="where another run is writing to the same store, wait for its end "
                                             "(default: refuse)")
@@ -149,8 +151,8 @@ def set_environment(options: argparse.Namespace) -> None:
         if getattr(options, name) == "":   # as a shell makes it of a variable that is not set
             raise UserError(f"--{name} is given, but empty: name one, or leave --{name} out.")
     for option, variable in ((options.data, "FORESIGHT_DATA"), (options.outputs, "FORESIGHT_OUTPUTS")):
-        if option:
-            os.environ[variable] = str(Path(option).resolve())
+        if folder := option or os.environ.get(variable):
+            os.environ[variable] = str(Path(folder).resolve())   # notebooks are executed in another folder
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"--data {options.data}: there is no such folder.")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,7 +179,7 @@ def kind_of(name: str, there: bool) -> str:
         if there:
             torch.zeros(1, device=device).item()
         return device.type
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: there is no such device here ({reason}). Leave it out, or "
                         "name cpu, or cuda where PyTorch finds one.") from error
@@ -233,6 +235,13 @@ def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
 
     A notebook that would come out as it lies there is not executed again.
     """
+    with contextlib.ExitStack() as held:   # another run that renders the same comes first, and often leaves nothing to do
+        for chosen, _ in wanted:
+            held.enter_context(FileLock(profile.outputs(chosen.profile) / "render.lock"))
+        return _render(wanted, workers)
+
+
+def _render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
     from lib import execution, manifest, pages, tables
 
     outcomes, sources, jobs, there = [], {}, [], {}
@@ -345,14 +354,18 @@ def check_cells(cells: list[Cell], root: str | None) -> None:
     A download, too, happens once, here, and not in every worker.
     """
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        images = data.load(dataset, root)
-        largest = {}
+        images, largest = data.load(dataset, root), {}
+        if (count := len(images.train_labels)) != profile.TRAINING_IMAGES.get(dataset, count):
+            raise UserError(f"{dataset}.npz has {count} training images, not {profile.TRAINING_IMAGES[dataset]}: its "
+                            f"results would be kept as those of {dataset}. Make or download the file again.")
         for cell in (cell for cell in cells if cell.dataset == dataset):
             images.first(cell.train_images)
             network = cell.model, cell.width
             largest[network] = max(cell, largest.get(network, cell), key=lambda cell: cell.compression)
         for cell in largest.values():
-            pruning.kept_count(experiment.architecture(cell, images), cell.compression)
+            network, used = experiment.architecture(cell, images), images.first(cell.train_images)
+            pruning.kept_count(network, cell.compression)
+            trainer.check(network, used, cell.epochs, cell.learning_rate, cell.batch_size, "float32")
 
 
 def cluster(address: str):

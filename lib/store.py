@@ -118,14 +118,19 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     What `out` held already stays and comes first; torn lines and records of an older version do not go along.
     Raises `UserError` where a store is missing or cannot be used, and for records beside answers.
     """
-    out, inputs = Path(out), [Path(path) for path in inputs]
+    out, inputs = Path(out).resolve(), [Path(path) for path in inputs]
     for path in inputs:
         if not path.is_file():
             raise UserError(f"There is no store {path} to merge: check the name.")
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is no file that could be a store: check the name.")
     with _locked(out), _uncollected():
         kind, runs = _kind([out, *inputs]), {}
         lines: dict[str | bytes, bytes] = {}  # as they stand in their stores, to the byte
-        for record, line in chain.from_iterable(_scan(path, kind) for path in (out, *inputs)):
+        held = list(_scan(out, kind)) if out.exists() else []
+        if not held and out.exists() and out.stat().st_size:
+            raise UserError(f"{out} is no store, for none of it is a record: name another file to write.")
+        for record, line in chain(held, chain.from_iterable(_scan(path, kind) for path in inputs)):
             if isinstance(record, kind) and _wins(record.run, runs.get(record.key)):
                 lines[record.key], runs[record.key] = line, record.run
             elif record is FOREIGN:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
@@ -12,6 +13,7 @@ from concurrent.futures import wait as first_of
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import torch
 
@@ -203,7 +205,10 @@ def _tried(compute: Callable):
     try:
         return compute()
     except Exception as error:
-        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, UserError):
+            return str(error)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _prepare() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lib import UserError, atlas, audit, collapse, experiment, methods, pruning, sweep
 from lib.profile import Profile
+from lib.scorers import SCORERS
 from lib.store import Store
 from lib.study import Answer, Study
 from tests import nets
@@ -198,6 +199,11 @@ def test_the_flow_overflows_float32_with_depth_and_not_float64():
     single = {row["network"]: row["flow"] for row in found if row["precision"] == "float32"}
     assert None not in double.values() and list(double.values()) == sorted(double.values())
     assert single["resnet20"] == pytest.approx(double["resnet20"], rel=1e-4) and single["resnet110"] is None
+    cell = study("depth", model="resnet20", dataset="shapes10", width=1.0).cell("Dense")
+    network = experiment.network(cell, experiment.images_of(cell))
+    largest = max(score.max() for score in SCORERS["synflow"](network, None, None).values())
+    assert next(row["largest"] for row in found if row["network"] == "resnet20" and row["precision"] == "float64") == (
+        pytest.approx(float(largest)))
 
 
 def test_the_flow_is_what_its_scores_are_derived_from():

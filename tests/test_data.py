@@ -295,7 +295,7 @@ def test_nothing_falls_back_to_a_stand_in(monkeypatch, name):
 def test_a_truncated_file_is_named(tmp_path, share):
     path = write(tmp_path) / "mnist.npz"
     path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match=r"mnist\.npz cannot be read"):
+    with pytest.raises(UserError, match=r"mnist\.npz cannot be read \(it is no .npz archive"):
         data.load("mnist", tmp_path)
 
 

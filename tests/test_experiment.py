@@ -218,6 +218,16 @@ def test_keys_and_seeds_are_those_of_the_committed_stores():
     assert experiment.generator(cell, "weights").initial_seed() == 4689311280722664397
 
 
+def test_a_training_keeps_its_checkpoint_under_the_cells_key(monkeypatch, tmp_path):
+    kept = []
+    train = experiment.trainer.train
+    monkeypatch.setattr(experiment.trainer, "train", lambda *given, checkpoint, **rest: kept.append(checkpoint) or train(
+        *given, checkpoint=checkpoint, **rest))
+    experiment.run(SMALL, checkpoints=tmp_path, precision="bf16")
+    experiment.run(SMALL)
+    assert kept == [tmp_path / f"{SMALL.key}.bf16.pt", None]
+
+
 # --- trained once, shown twice
 
 SMALL = Cell("shapes10", "resnet20", "GlobalMag", 2, 1, 1, 0.01, width=0.125, train_images=256)
@@ -284,7 +294,7 @@ def test_a_cell_with_its_twins_mask_shows_the_twins_training():
     rest = {"seconds", "score_seconds", "trained_as"}
     assert {name: value for name, value in own.run.items() if name not in rest} == {
         name: value for name, value in known.run.items() if name not in rest}
-    assert own.run["seconds"] == own.run["score_seconds"] != known.run["seconds"]
+    assert own.run["seconds"] == own.run["score_seconds"] != known.run["seconds"] and 0 < own.run["seconds"] < 600
     assert Record.from_json(own.to_json()) == own
 
 

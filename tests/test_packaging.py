@@ -93,8 +93,10 @@ def test_script_is_plain_sh_and_runs_from_anywhere(tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     # A link to a virtual environment's Python is not in that environment: hand it the packages by path.
     active["PYTHONPATH"] = ":".join(path for path in sys.path if path.endswith("site-packages"))
-    done = subprocess.run([ROOT / "run_all.sh", "--help"], cwd=tmp_path, env=active, capture_output=True, text=True)
-    assert done.returncode == 0 and "--scheduler" in done.stdout
+    (tmp_path / "link").symlink_to(ROOT / "run_all.sh")
+    for script in (ROOT / "run_all.sh", tmp_path / "link"):
+        done = subprocess.run([script, "--help"], cwd=tmp_path, env=active, capture_output=True, text=True)
+        assert done.returncode == 0 and "--scheduler" in done.stdout
 
 
 def test_script_says_what_is_missing_where_python_is_too_old(tmp_path):

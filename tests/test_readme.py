@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from lib import readme
+from lib import UserError, readme
 from lib.profile import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +32,18 @@ def test_what_was_found_is_what_the_stores_say():
     assert (ROOT / readme.CLAIMS).read_text(encoding="utf-8") == readme.claims_page()
     assert all((ROOT / target).exists() for target in re.findall(r"\]\(((?:outputs|notebooks)/[^)#]+)\)", TEXT))
     assert (ROOT / re.search(r"!\[.+\]\((outputs/.+)\)", TEXT)[1]).is_file()
+
+
+def test_a_mistake_costs_a_sentence_and_not_the_readme(tmp_path, monkeypatch, capsys):
+    def corrupt():
+        raise UserError("line 636 is corrupt")
+
+    (mine := tmp_path / "README.md").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setattr(readme, "README", mine)
+    monkeypatch.setattr(readme, "found", corrupt)
+    monkeypatch.setattr(sys, "argv", ["readme"])
+    assert readme.main() == 2 and capsys.readouterr().err == "error: line 636 is corrupt\n"
+    assert mine.read_text(encoding="utf-8") == TEXT
 
 
 def test_every_notebook_and_profile_is_named():

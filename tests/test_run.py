@@ -8,15 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
 import nbformat
 import pytest
 import yaml
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import UserError, estimate, execution, manifest, pages, profile, run, sweep
+from lib import UserError, data, estimate, execution, manifest, pages, profile, run, sweep
 from lib.experiment import Cell
 
 FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1],
@@ -482,6 +484,53 @@ def test_a_cut_profile_keeps_its_results_apart_and_says_what_it_is():
     assert whole.cut() == whole
     assert profile.load("masks").cut(5).pairs == profile.load("masks").pairs   # nothing is trained longer than it was
     assert profile.load("masks").cut(None, 100).obd_images == {"mnist": 100, "cifar10": 100, "cifar100": 100}
+
+
+def test_a_profile_cannot_be_cut_up():
+    with pytest.raises(UserError, match="at most 50 epochs cannot be cut down to 51"):
+        profile.load("paper").cut(51)
+
+
+def test_a_copy_that_kept_the_name_of_a_profile_is_refused(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((profile.ROOT / "params/mnist.yaml").read_text())
+    with pytest.raises(UserError, match="calls itself `mnist`"):
+        profile.load(mine)
+    mine.write_text(mine.read_text().replace("profile: mnist", "profile: mine"))
+    assert profile.load(mine).profile == "mine"
+
+
+def test_folders_that_the_environment_names_do_not_depend_on_the_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ, FORESIGHT_OUTPUTS="out", FORESIGHT_DATA="images"):
+        run.set_environment(run.parser().parse_args(["quick"]))
+        assert os.environ["FORESIGHT_OUTPUTS"] == str(tmp_path / "out")
+        assert os.environ["FORESIGHT_DATA"] == str(tmp_path / "images")
+
+
+def test_a_set_of_another_size_does_not_come_among_its_results(monkeypatch):
+    stand_in = data.load("digits").first(300)
+    monkeypatch.setattr(run.data, "load", lambda name, root: stand_in)
+    with pytest.raises(UserError, match="mnist.npz has 300 training images, not 60000"):
+        run.check_cells([Cell("mnist", "cnn", "LAMP", 4, 42, 5, 1e-3)], None)
+    run.check_cells([Cell("digits", "cnn", "LAMP", 4, 42, 5, 1e-3)], None)
+
+
+def test_a_last_batch_of_one_image_is_refused_before_anything_is_computed():
+    cell = Cell("shapes10", "vgg16", "LAMP", 2, 42, 1, 1e-3, width=0.125, train_images=129)
+    with pytest.raises(UserError, match="batch of one"):
+        run.check_cells([cell], None)
+    run.check_cells([dataclasses.replace(cell, train_images=130), dataclasses.replace(cell, epochs=0)], None)
+
+
+def test_who_renders_the_same_profile_waits(house):
+    chosen, ended = profile.load(house / "tiny.yaml"), threading.Event()
+    run.check_writable(profile.outputs("tiny"))
+    other = threading.Thread(target=lambda: (run.render([(chosen, [])], 1), ended.set()), daemon=True)
+    with FileLock(profile.outputs("tiny") / "render.lock"):
+        other.start()
+        assert not ended.wait(0.5)
+    assert ended.wait(60)
 
 
 @pytest.mark.parametrize("options", [("--epochs", "0"), ("--subset", "-3")])

@@ -346,6 +346,38 @@ def test_the_command_merges_records_or_answers(tmp_path, path, kind, made):
     assert path.read_text() == lines(made(5), made(1), made(0), made(2)) and len(Store(path, kind)) == 4
 
 
+@pytest.mark.parametrize("text", ["my precious line", "{}"])
+def test_merge_replaces_nothing_that_is_no_store(tmp_path, path, text):
+    filled(path, record(0))
+    (other := tmp_path / "mine.txt").write_text(text)
+    with warnings.catch_warnings(), pytest.raises(UserError):
+        warnings.simplefilter("ignore")
+        store.merge(other, [path])
+    assert other.read_text() == text
+    with pytest.raises(UserError, match="no file that could be a store"):
+        store.merge(tmp_path, [path])
+
+
+def test_merge_writes_through_a_link(tmp_path, path):
+    filled(path, record(0))
+    (link := tmp_path / "link.jsonl").symlink_to(path)
+    assert store.merge(link, [filled(tmp_path / "b.jsonl", record(1))]) == 2
+    assert link.is_symlink() and len(Store(path)) == 2
+
+
+@pytest.mark.parametrize("damage", [
+    lambda made: made.update(history=[]), lambda made: made.update(history=None), lambda made: made.update(report={}),
+    lambda made: made.update(test_images=None), lambda made: made["history"][0].update(top1=101),
+    lambda made: made["history"][0].update(top1="7"), lambda made: made["history"][0].update(top5=6),
+    lambda made: made["report"].update(compression=None)])
+def test_a_record_with_other_contents_than_its_cell_has_is_refused_with_its_line(path, damage):
+    made = json.loads(record(1).to_json())
+    damage(made)
+    path.write_text(lines(record(0)) + json.dumps(made) + "\n")
+    with pytest.raises(UserError, match="line 2 cannot be used"):
+        Store(path)
+
+
 @pytest.mark.parametrize("kept, other", [(record(0), answer(1)), (answer(0), record(1))])
 def test_merge_refuses_records_beside_answers(tmp_path, path, kept, other):
     filled(path, kept)

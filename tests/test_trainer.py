@@ -331,6 +331,14 @@ def test_a_recipe_that_is_none_is_refused_before_anything_moves(wrong):
     assert torch.equal(values(net), before)
 
 
+def test_a_last_batch_of_one_image_is_refused_where_batchnorm_follows_a_linear():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    for count, size in ((BATCH + 1, BATCH), (BATCH, 1)):
+        with pytest.raises(UserError, match="last batch of one"):
+            train(net, images(train=count), batch_size=size)
+    assert len(train(net, images(train=BATCH + 2))) == 3 and len(train(net, images(train=BATCH + 1), epochs=0)) == 1
+
+
 # --- interruptions
 
 class Stopped(Exception):
