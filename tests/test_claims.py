@@ -176,6 +176,27 @@ def test_hardly_pruning_is_of_the_largest_ratio_and_less_than_twofold(errors, an
     assert published(frame, "SynFlow hardly prunes") == answer
 
 
+@pytest.mark.parametrize("one, other, answer, told", [
+    ((-10, 0), (-10, 0.4), "agrees", "alike"), ((-10, 0), (-5.1, 0), "agrees", "up to 5 points apart (GraSP)"),
+    ((-10, 0), (-4, 0), "disagrees", "up to 6 points apart (GraSP)"),
+    ((0, 3), (0, -3), "disagrees", "up to 6 points apart (GraSP)"),     # at one ratio of two, whatever the sign
+])
+def test_errors_on_two_data_sets_are_compared_method_by_method_and_ratio_by_ratio(one, other, answer, told):
+    frame = pd.concat([made(FLAT, dataset="cifar10", errors={"GraSP": one, "LAMP": (0, 0)}),
+                       made(FLAT, dataset="cifar100", errors={"GraSP": other, "LAMP": (1, 0)})], ignore_index=True)
+    text = "VGG-16: compression errors on CIFAR-100 differ negligibly"
+    assert published(frame, text) == answer
+    assert obtained(frame, text) == (told if told != "alike" else "up to 1 points apart (LAMP)")
+    alike = frame[frame["base"] != "LAMP"]
+    assert obtained(pd.concat([alike, made({"LAMP": 20}), made({"LAMP": 20}, dataset="cifar100")]), text) == told
+
+
+def test_a_compression_is_exact_that_is_nowhere_half_a_percent_off():
+    for errors, exact in (((0, 0.4), True), ((0.1, -0.6), False)):
+        frame = made({"GraSP": 20}, errors={"GraSP": errors})
+        assert (obtained(frame, "GraSP nearly always under-prunes by 50 %") == claims.EXACT) == exact
+
+
 # ---- one against another
 
 @pytest.mark.parametrize("grasp, snip, answer", [

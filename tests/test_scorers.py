@@ -272,6 +272,8 @@ def test_grasp_is_the_weight_times_the_hessian_times_the_gradient(name, temperat
     expected = torch.cat([weights(net)[key].detach().flatten() for key in names]) * (matrix @ slope)
     assert torch.allclose(flat(scored("grasp", net, temperature=temperature), names), expected, rtol=1e-8, atol=1e-16)
     if temperature == 200:
+        assert torch.equal(flat(scored("grasp", net), names), flat(scored("grasp", net, temperature=200), names))
+        assert torch.equal(flat(scored("grasp_run", net), names), flat(scored("grasp_run", net, temperature=200), names))
         assert torch.allclose(flat(scored("grasp_written", net), names), -expected, rtol=1e-8, atol=1e-16)
 
 
