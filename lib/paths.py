@@ -16,7 +16,7 @@ def on_path(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
 
     One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
-    norms, activations and dropout, where they are modules, the identity, pooling a sum (any input passes); after each layer
+    norms, activations and dropout, where they are modules, the identity, pooling a mean (any input passes); after each layer
     the signal, and on the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive
     exactly if some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that
     does not say by `input_shape` what it takes, and for a module of unknown kind that has parameters.
@@ -56,7 +56,7 @@ def _check_known(network: nn.Module) -> None:
     """Raises `UserError` for parameters of other modules than layers: nobody can see from outside whether they scale a
     signal or make one."""
     for name, module in network.named_modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) and any(True for _ in module.parameters(recurse=False)):
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) and list(module.parameters(recurse=False)):
             raise UserError(f"The audit does not know {name or 'the network'}, a {type(module).__name__} with parameters of "
                             "its own, so it cannot tell where a path leads: use layers and norms of torch.nn.")
 

@@ -131,6 +131,7 @@ def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Mod
 
 
 def has_batchnorm(model: nn.Module) -> bool:
+    """Whether there is a BatchNorm in the model, of any number of axes."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 

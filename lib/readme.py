@@ -189,8 +189,8 @@ def hours(whose: str) -> str:
         return f"{sum(seconds) / 3600:.0f} core hours"
     name = whose if whose in profile.names() else "mnist"
     grid = profile.load(name)
-    cells = {cell for cell in grid.cells() if name == whose or cell.learning_rate == grid.learning_rate
-             and methods.get(cell.method).base in profile.NOTEBOOKS[whose]}
+    cells = {cell for cell in grid.cells() if name == whose or (
+        cell.learning_rate == grid.learning_rate and methods.get(cell.method).base in profile.NOTEBOOKS[whose])}
     seconds = [each.run["seconds"] for each in _records(name) if each.cell in cells and each.run["device"] == "cpu"]
     count, suffix = (len(cells), "") if name == whose else (len(cells) / len(grid.seeds), " a seed")
     return f"{sum(seconds) / len(seconds) * count / 3600:.{0 if name == whose else 1}f} core hours{suffix}"

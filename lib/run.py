@@ -242,6 +242,7 @@ def render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
 
 
 def _render(wanted: list[tuple[Profile, list[str]]], workers: int) -> list[str]:
+    """`render`, where no other run does."""
     from lib import execution, manifest, pages, tables
 
     outcomes, sources, jobs, there = [], {}, [], {}
@@ -348,8 +349,8 @@ def lacking(chosen: Profile, names: list[str]) -> dict[str, str]:
 
 
 def check_cells(cells: list[Cell], root: str | None) -> None:
-    """Raises `UserError` for a data set that is not there or does not fit its network, or a compression out of reach,
-    before anything is computed.
+    """Raises `UserError` for a data set that is not there, is not of its size or does not fit its network, for a compression
+    out of reach, and for a recipe by which nothing can be trained, before anything is computed.
 
     A download, too, happens once, here, and not in every worker.
     """

@@ -116,7 +116,8 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     """Writes the records of `inputs`, or the answers, to `out`, all at once, and returns how many `out` now has.
 
     What `out` held already stays and comes first; torn lines and records of an older version do not go along.
-    Raises `UserError` where a store is missing or cannot be used, and for records beside answers.
+    Raises `UserError` where a store is missing or cannot be used, for an `out` that is something else than a store, and for
+    records beside answers.
     """
     out, inputs = Path(out).resolve(), [Path(path) for path in inputs]
     for path in inputs:
@@ -127,7 +128,7 @@ def merge(out: str | Path, inputs: Iterable[str | Path]) -> int:
     with _locked(out), _uncollected():
         kind, runs = _kind([out, *inputs]), {}
         lines: dict[str | bytes, bytes] = {}  # as they stand in their stores, to the byte
-        held = list(_scan(out, kind)) if out.exists() else []
+        held = list(_scan(out, kind))
         if not held and out.exists() and out.stat().st_size:
             raise UserError(f"{out} is no store, for none of it is a record: name another file to write.")
         for record, line in chain(held, chain.from_iterable(_scan(path, kind) for path in inputs)):
