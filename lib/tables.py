@@ -477,12 +477,13 @@ def _agree(both: pd.DataFrame, dataset: str, metric: str) -> dict[str, str]:
 # ---- Where the numbers come from ---------------------------------------------------------------------------
 
 def progress(frame: pd.DataFrame) -> Table:
-    """How many cells of each data set and model are there, and what became of their networks."""
+    """How many cells of each data set and model are there, how many of them were trained and do not show another's
+    training, and what became of their networks."""
     groups = frame.groupby(["dataset", "model", "learning_rate"], sort=False)
     body = pd.DataFrame([{
         "data set": label(dataset), "model": label(model), "learning rate": f"{rate:g}",
         "seeds begun": f"{rows.loc[rows['done'], 'seed'].nunique()} of {rows['seed'].nunique()}",
-        "cells": f"{int(rows['done'].sum())} of {len(rows)}", "trained": int(rows["top1"].notna().sum()),
+        "cells": f"{int(rows['done'].sum())} of {len(rows)}", "trained": int((rows["top1"].notna() & rows["trained_as"].isna()).sum()),
         "masks that let nothing pass": int(rows["collapsed"].eq(True).sum()),
         "diverged": int(rows["diverged"].notna().sum()),
     } for (dataset, model, rate), rows in groups])

@@ -463,6 +463,12 @@ def test_provenance_tells_the_store_by_its_bytes(tmp_path):
     assert body["SHA-256 of the store"].startswith("ca978112") and body["cells"] == "4 of 4"
 
 
+def test_what_shows_anothers_training_was_not_trained():
+    found = [record(cell("LAMP", 32)), record(cell("LAMP@run", 32)), record(cell("SynFlow@run", 32), trained_as="Dense")]
+    line = tables.progress(tables.frame(found)).body.iloc[0]
+    assert (line["cells"], line["trained"]) == ("3 of 3", 2)
+
+
 def test_progress_counts_what_is_there():
     frame = tables.frame([record(cell("SNIP"))], [cell("SNIP"), cell("LAMP")])
     assert tables.progress(frame).body["cells"].tolist() == ["1 of 2"]
