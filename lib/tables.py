@@ -483,7 +483,8 @@ def progress(frame: pd.DataFrame) -> Table:
     body = pd.DataFrame([{
         "data set": label(dataset), "model": label(model), "learning rate": f"{rate:g}",
         "seeds begun": f"{rows.loc[rows['done'], 'seed'].nunique()} of {rows['seed'].nunique()}",
-        "cells": f"{int(rows['done'].sum())} of {len(rows)}", "trained": int((rows["top1"].notna() & rows["trained_as"].isna()).sum()),
+        "cells": f"{int(rows['done'].sum())} of {len(rows)}",
+        "trained": int((rows["top1"].notna() & rows["trained_as"].isna()).sum()),
         "masks that let nothing pass": int(rows["collapsed"].eq(True).sum()),
         "diverged": int(rows["diverged"].notna().sum()),
     } for (dataset, model, rate), rows in groups])
