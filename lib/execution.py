@@ -67,7 +67,7 @@ def _read(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
         raise UserError(f"There is no notebook {path}.") from error
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:   # no JSON; JSON of something else
         raise UserError(f"{path} is not a notebook: its JSON is damaged. Restore it with git.") from error
 
 

@@ -138,6 +138,10 @@ class Record:
         record = cls(**{**values, "cell": Cell(**values["cell"])})
         if not all(0 <= epoch["top1"] <= epoch["top5"] <= record.test_images for epoch in record.history):
             raise ValueError("an epoch's counts are not those of its test images")
+        diverged = record.run.get("diverged")
+        last = record.cell.epochs if diverged is None else diverged
+        if len(record.history) != (last + 1 if record.cell.epochs else 0):
+            raise ValueError(f"its history is not that of {last} epochs")
         return record
 
     def summary(self) -> str:

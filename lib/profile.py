@@ -240,7 +240,7 @@ def load(name: str | Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
         twice, fields = _twice(yaml.compose(text, yaml.SafeLoader)), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:   # the last of an alias that stands in itself
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if twice:
         raise UserError(f"{path} gives {' and '.join(f'`{key}`' for key in twice)} more than once: keep one line of each.")

@@ -293,11 +293,15 @@ def check_writable(folder: Path) -> None:
 # ---- the cells
 
 def needed(chosen: Profile, names: list[str], options: argparse.Namespace | None = None) -> list[Cell]:
-    """The profile's cells that the notebooks need, as far as the options ask for them."""
+    """The profile's cells that the notebooks need, as far as the options ask for them; raises `UserError` where that is none
+    of them."""
     asked = chosen.cells(options.methods, options.pairs, options.ratios) if options else chosen.cells()
     if set(DRAWN) & set(names):
         return asked
     wanted = set(chosen.cells([method for name in names for method in NOTEBOOKS[name]]))
+    if wanted.isdisjoint(asked) and wanted:
+        raise UserError(f"--methods, --pairs and --ratios leave no cell that {', '.join(names)} needs: leave one of them or "
+                        "--only out.")
     return [cell for cell in asked if cell in wanted]
 
 
@@ -322,7 +326,7 @@ def fill(chosen: Profile, names: list[str], options: argparse.Namespace) -> list
 
 def compute(missing: list, store: Store, options: argparse.Namespace, work: Callable | None = None) -> list[str]:
     """Computes cells or studies where the options say; returns one line for each that failed."""
-    if not missing:
+    if not missing or options.budget == 0:   # to render what is there takes no data
         return []
     check_cells([each if isinstance(each, Cell) else each.cell("Dense") for each in missing], options.data)
     executor = cluster(options.scheduler) if options.scheduler else None
@@ -380,7 +384,7 @@ def cluster(address: str):
     try:
         asyncio.run(_answers(connect, address))
         client = Client(address, timeout=SECONDS_TO_ANSWER)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:   # the last of a protocol that needs more than an address
         raise UserError(f"No Dask scheduler answers at {address!r}: {str(error) or 'what is there is none'}. Start one with "
                         "`dask scheduler`, or leave --scheduler out.") from error
     if not client.scheduler_info()["workers"]:

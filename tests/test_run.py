@@ -110,6 +110,7 @@ def test_unfit_profile_is_refused(house, capsys, fields, named):
     (["--device", "meta"], "--device meta: there is no such device"),    # it computes nothing
     (["--device", "gpu", "--scheduler", "tcp://127.0.0.1:1"], "--device gpu"),
     (["--subset", "99999"], "digits has 1442 training images"),
+    (["--only", "good", "--methods", "SNIP"], "leave no cell that good needs"),
 ])
 def test_unfit_option_is_refused(house, capsys, options, named):
     notebook("good", "1")
@@ -138,9 +139,31 @@ def test_a_budget_of_nothing_computes_nothing_and_renders(house, capsys):
     assert "good: executed" in (said := capsys.readouterr().out) and "needs: left out: 3 of its cells" in said
 
 
+def test_a_budget_of_nothing_takes_no_data(house, tmp_path):
+    notebook("needs", "1")
+    profile.NOTEBOOKS["needs"] = ("Random",)
+    change(house, pairs={"mnist/cnn": 0})
+    (tmp_path / "empty").mkdir()
+    assert start(house, "--budget", "0", "--data", str(tmp_path / "empty")) == 0
+    assert start(house, "--data", str(tmp_path / "empty")) == 2
+
+
 def test_a_profile_of_no_name_is_not_the_quick_one(house, capsys):
     assert run.main([""]) == 2
     assert "Unknown profile ''" in capsys.readouterr().err
+
+
+def test_a_profile_that_holds_itself_is_refused(house, capsys):
+    (house / "tiny.yaml").write_text("pairs: &pairs {digits/cnn: *pairs}\n")
+    assert start(house) == 2
+    assert "tiny.yaml is not YAML" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_json_of_something_else_is_no_notebook(house, capsys):
+    notebook("good", "1")
+    (execution.FOLDER / "good.ipynb").write_text("[1]")
+    assert start(house) == 2
+    assert "good.ipynb is not a notebook" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 def test_a_key_that_comes_twice_is_refused(house, capsys):

@@ -26,7 +26,7 @@ def cell(seed=0):
 
 
 def record(seed=0, precision="float32", top1=7):
-    history = [{"epoch": 0, "train_loss": None, "test_loss": 2.3, "top1": top1, "top5": 50}]
+    history = [{"epoch": epoch, "train_loss": None, "test_loss": 2.3, "top1": top1, "top5": 50} for epoch in (0, 1)]
     run = {"precision": precision}
     return Record(cell(seed).key, VERSION, cell(seed), {"compression": 4.0}, history, 100, run)
 
@@ -368,8 +368,10 @@ def test_merge_writes_through_a_link(tmp_path, path):
 @pytest.mark.parametrize("damage", [
     lambda made: made.update(history=None), lambda made: made.update(test_images=None),
     lambda made: made["history"][0].pop("top1"), lambda made: made["history"][0].update(top1=101),
-    lambda made: made["history"][0].update(top1="7"), lambda made: made["history"][0].update(top5=6)])
-def test_a_record_whose_counts_are_none_is_refused_with_its_line(path, damage):
+    lambda made: made["history"][0].update(top1="7"), lambda made: made["history"][0].update(top5=6),
+    lambda made: made.update(history=[]), lambda made: made["history"].pop(),
+    lambda made: made["run"].update(diverged=0)])
+def test_a_record_whose_counts_or_epochs_are_none_is_refused_with_its_line(path, damage):
     made = json.loads(record(1).to_json())
     damage(made)
     path.write_text(lines(record(0)) + json.dumps(made) + "\n")

@@ -503,10 +503,11 @@ def test_a_cluster_that_loses_a_worker_computes_every_cell_once(cluster, store, 
     assert set(shown(store)) == set(ONCE[:2]) and store.get(ONCE[0]).history == store.get(TWINS[0]).history
 
 
-def test_no_scheduler_at_that_address_is_told():
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1"])   # one needs certificates
+def test_no_scheduler_at_that_address_is_told(address):
     from lib import run
-    with pytest.raises(UserError, match="No Dask scheduler answers at 'tcp://127.0.0.1:1'"):
-        run.cluster("tcp://127.0.0.1:1")
+    with pytest.raises(UserError, match=f"No Dask scheduler answers at '{address}'"):
+        run.cluster(address)
 
 
 def test_a_server_that_is_no_scheduler_is_told_and_not_waited_for(monkeypatch):
