@@ -27,6 +27,12 @@ PREPARED = {
     "cifar10": ((32, 32, 3), 10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), "CIFAR10"),
     "cifar100": ((32, 32, 3), 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), "CIFAR100"),
 }
+# SHA-256 of their four arrays in canonical order. The pixel means of these are MNIST's and CIFAR's to the last digit.
+DIGESTS = {
+    "mnist": "fc2ce3d8bcefcde059c6975361efe6d31a48850ec088d7a2b8ac87d99e6a2f0a",
+    "cifar10": "a0f5a12e8a5f76fa4f8543f484aee5a6bcbd6b308a8e270128d8c371fbf05a34",
+    "cifar100": "71b9297afb572816132315f4ba24856da7c81a0aaa3b4f3b7a45fb73f4b1420c",
+}
 STAND_INS = ("digits", "shapes10", "shapes100")
 NAMES = (*PREPARED, *STAND_INS)
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
@@ -65,6 +71,16 @@ class Data:
             have = len(self.train_images)
             raise UserError(f"{self.name} has {have} training images: ask for 1 to {have}, not {count}.")
         return replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
+
+    def check_genuine(self) -> None:
+        """Raises `UserError` for a set that is called MNIST or CIFAR and has other images or labels than that."""
+        digest = hashlib.sha256()
+        for array in ARRAYS[:4]:
+            digest.update(getattr(self, array).numpy())
+        if digest.hexdigest() != DIGESTS.get(self.name, digest.hexdigest()):
+            raise UserError(f"{self.name}.npz holds other images or labels than {self.name} ({len(self.train_labels)} to "
+                            f"train, {len(self.test_labels)} to test): its results would be kept as those of {self.name}. "
+                            "Make or download the file again.")
 
     def _each(self, change) -> "Data":
         return replace(self, **{name: change(getattr(self, name)) for name in ARRAYS[:4]})

@@ -353,16 +353,14 @@ def lacking(chosen: Profile, names: list[str]) -> dict[str, str]:
 
 
 def check_cells(cells: list[Cell], root: str | None) -> None:
-    """Raises `UserError` for a data set that is not there, is not of its size or does not fit its network, for a compression
-    out of reach, and for a recipe by which nothing can be trained, before anything is computed.
+    """Raises `UserError` for a data set that is not there, is another than its name says or does not fit its network,
+    for a compression out of reach, and for a recipe by which nothing can be trained, before anything is computed.
 
     A download, too, happens once, here, and not in every worker.
     """
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         images, largest = data.load(dataset, root), {}
-        if (count := len(images.train_labels)) != profile.TRAINING_IMAGES.get(dataset, count):
-            raise UserError(f"{dataset}.npz has {count} training images, not {profile.TRAINING_IMAGES[dataset]}: its "
-                            f"results would be kept as those of {dataset}. Make or download the file again.")
+        images.check_genuine()
         for cell in (cell for cell in cells if cell.dataset == dataset):
             images.first(cell.train_images)
             network = cell.model, cell.width

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -531,12 +532,23 @@ def test_folders_that_the_environment_names_do_not_depend_on_the_place(tmp_path,
         assert os.environ["FORESIGHT_DATA"] == str(tmp_path / "images")
 
 
-def test_a_set_of_another_size_does_not_come_among_its_results(monkeypatch):
-    stand_in = data.load("digits").first(300)
-    monkeypatch.setattr(run.data, "load", lambda name, root: stand_in)
-    with pytest.raises(UserError, match="mnist.npz has 300 training images, not 60000"):
-        run.check_cells([Cell("mnist", "cnn", "LAMP", 4, 42, 5, 1e-3)], None)
-    run.check_cells([Cell("digits", "cnn", "LAMP", 4, 42, 5, 1e-3)], None)
+@pytest.mark.parametrize("name", data.PREPARED)
+def test_other_images_do_not_come_among_the_results_of_a_set(monkeypatch, name):
+    impostor = dataclasses.replace(data.load("digits"), name=name)
+    monkeypatch.setattr(run.data, "load", lambda *_: impostor)
+    with pytest.raises(UserError, match=f"{name}.npz holds other images or labels than {name} .1442 to train"):
+        run.check_cells([Cell(name, "cnn", "LAMP", 4, 42, 5, 1e-3)], None)
+
+
+@pytest.mark.parametrize("array", data.ARRAYS[:4])
+def test_one_changed_image_or_label_is_noticed(monkeypatch, array):
+    images = dataclasses.replace(data.load("digits"), name="mnist")
+    digest = hashlib.sha256(b"".join(getattr(images, each).numpy().tobytes() for each in data.ARRAYS[:4])).hexdigest()
+    monkeypatch.setitem(data.DIGESTS, "mnist", digest)
+    images.check_genuine()
+    getattr(images, array)[7] ^= 1
+    with pytest.raises(UserError, match="other images or labels"):
+        images.check_genuine()
 
 
 def test_a_last_batch_of_one_image_is_refused_before_anything_is_computed():
