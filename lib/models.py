@@ -69,7 +69,11 @@ def _own(layer: nn.Conv2d | nn.Linear, kaiming: bool, generator: torch.Generator
 
 def _variance_scaling(layer: nn.Conv2d | nn.Linear, _: bool, generator: torch.Generator) -> None:
     std = math.sqrt(1 / layer.weight[0].numel()) / TRUNCATED_STD
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    # As nn.init.trunc_normal_ does it from PyTorch 2.13 on, to the bit: before, it drew other numbers from a generator.
+    weight = nn.init.normal_(layer.weight, std=std, generator=generator)
+    with torch.no_grad():
+        while (outside := weight.abs() > 2 * std).any():
+            weight.copy_(torch.where(outside, torch.empty_like(weight).normal_(std=std, generator=generator), weight))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 

@@ -150,6 +150,16 @@ def test_variance_scaling_has_variance_one_over_fan_in_and_ends_at_two_sigma(nam
         assert layer.bias is None or not layer.bias.any()
 
 
+@pytest.mark.parametrize("shape", [(20, 1, 5, 5), (500, 800), (3, 7), (1, 1)])
+def test_variance_scaling_draws_what_this_pytorch_does_and_an_older_one_did_not(shape):
+    layer = nn.Conv2d(*shape[1::-1], shape[-1]) if len(shape) == 4 else nn.Linear(*shape[::-1])
+    expected, generators = torch.empty(shape), (seeded(), seeded())
+    std = math.sqrt(1 / layer.weight[0].numel()) / models.TRUNCATED_STD
+    nn.init.trunc_normal_(expected, std=std, a=-2 * std, b=2 * std, generator=generators[0])
+    models._variance_scaling(layer, False, generators[1])
+    assert torch.equal(layer.weight, expected) and torch.equal(*(each.get_state() for each in generators))
+
+
 @every_net
 def test_xavier_normal_leaves_the_biases(name, width):
     model = models.build(name, 10, width)
