@@ -129,7 +129,7 @@ def density_map(frame: pd.DataFrame, pair: str, ratio: float) -> Figure:
     figure, axis = plt.subplots(figsize=(PAGE, 0.9 + 0.145 * len(names)))
     axis.grid(False)
     axis.set_facecolor("#f4f4f4")
-    norm = LogNorm(max(1e-4, density[density > 0].min()), 1)
+    norm = LogNorm(1e-4, 1)    # the same in every map
     image = axis.imshow(np.where(density > 0, density, np.nan), cmap="viridis", norm=norm, aspect="auto",
                         interpolation="nearest")
     empty = np.argwhere(density == 0)
@@ -147,9 +147,10 @@ def density_map(frame: pd.DataFrame, pair: str, ratio: float) -> Figure:
                       color="#CC3311" if rows.loc[name, "collapsed"] else "black")
     axis.annotate("effective r", (1.01, -1), xycoords=("axes fraction", "data"), va="center", fontsize=6.5,
                   annotation_clip=False)
-    figure.colorbar(image, ax=axis, label="density", shrink=0.6, pad=0.1)
-    axis.set_title(f"{_title(pair)}: density at r = {ratio:g} (× = empty layer)", pad=12)
-    figure.data = pd.DataFrame(density, names, layers).rename_axis("method").reset_index()
+    figure.colorbar(image, ax=axis, label="density", shrink=0.6, pad=0.1, extend="min")
+    axis.set_title(f"{_title(pair)}: density at r = {ratio:g}, seed {rows['seed'].iloc[0]} (× = empty layer)", pad=12)
+    figure.data = pd.DataFrame(density, names, layers).rename_axis("method").reset_index().assign(
+        effective=rows.loc[names, "effective"].to_numpy(), collapsed=rows.loc[names, "collapsed"].to_numpy())
     return figure
 
 
@@ -162,8 +163,9 @@ def collapse_table(frame: pd.DataFrame, pair: str) -> Table:
                                  for ratio in ratios} for name in _ordered(rows["method"])]
     seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
     return Table(f"{_title(pair)}: the masks of seeds {seeds}. "
-                 "A number is the effective compression, all parameters over those that lie on a path, mean over the seeds; "
-                 "“empty” says in how many seeds a layer is, “no path” in how many nothing passes. "
+                 "A number is the effective compression, all parameters over those that lie on a path; "
+                 "“no path” says in how many seeds nothing passes, “empty” in how many a layer is, where these are more; a "
+                 "mean is over the seeds that have a path. "
                  "A dash: not in the store, or out of reach.", pd.DataFrame(lines))
 
 

@@ -127,7 +127,8 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     figure.data = pd.concat(parts, ignore_index=True)
-    finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted)
+    what = " · ".join([f"{metric.replace('top', 'top-')} accuracy", *tables.reduced(rows)])
+    finish(figure, axes, rows, dataset, model, what, counted)
     return figure
 
 

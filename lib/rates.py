@@ -119,10 +119,12 @@ def _there(rows: pd.DataFrame) -> str:
 
 def deciding(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
     """Of how many statements on MNIST the verdict depends on the rate, in a few words."""
-    answers = [[claims.judge(claim, _paired(frame, rate, _asked(rates)), "run")[1] for claim in STATEMENTS]
+    answers = [[claims.judge(claim, _paired(frame, rate, _asked(rates)), "run") for claim in STATEMENTS]
                for rate in _asked(rates)]
-    differ = sum(len(set(verdicts)) > 1 for verdicts in zip(*answers, strict=True))
-    return f"of the {len(STATEMENTS)} statements on MNIST the verdict on {differ or 'none'} depends on the rate"
+    same = sum(len(set(found)) == 1 for found in zip(*answers, strict=True))
+    differ = sum(len({verdict for _, verdict in found}) > 1 for found in zip(*answers, strict=True))
+    return (f"of the {len(STATEMENTS)} statements on MNIST {same} come out alike to the digit, as those on masks must, and "
+            f"the verdict on {differ or 'none'} depends on the rate{_by_seeds(frame, _asked(rates))}")
 
 
 def _which(frame: pd.DataFrame, answers: dict[float, list[tuple[str, str]]]) -> str:
@@ -176,7 +178,15 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
     return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f})."
                  " Its SynFlow rows are an unpruned network's, and both have the same cell here. "
                  f"{len(nearer)} of {len(lines)} numbers have their cells at both rates; nearer to the printed one: "
-                 f"{counts}.", pd.DataFrame(lines))
+                 f"{counts}.{_made(frame)}", pd.DataFrame(lines))
+
+
+def _made(frame: pd.DataFrame) -> str:
+    """The seeds and the precision of the cells that `resnet` shows."""
+    cells = pd.DataFrame({(method, float(ratio)) for _, method, ratio in _known()}, columns=["method", "compression"])
+    rows = frame[(frame["model"] == "resnet56") & (frame["dataset"] == "cifar10") & frame["top1"].notna()].merge(cells)
+    seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
+    return f" Seed{'s' * (rows['seed'].nunique() > 1)} {', '.join([seeds, *tables.reduced(rows)])}." if seeds else ""
 
 
 def _known() -> list[tuple[tuple[str, int], str, int]]:

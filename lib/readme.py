@@ -73,10 +73,9 @@ def _done(frame: pd.DataFrame) -> str:
 
 def _reduced(frame: pd.DataFrame) -> str:
     """How many of the cells were trained in another precision than float32, and how many show another's training."""
-    counts = frame.loc[frame["precision"].ne("float32") & frame["trained_as"].isna(), "precision"].value_counts()
     shown = int(frame["trained_as"].notna().sum())
-    return ("".join(f", {count} of them trained in {name}" for name, count in counts.items())
-            + (f", {shown} served by another's training" if shown else ""))
+    facts = tables.reduced(frame) + [f"{shown} served by another's training"] * (shown > 0)
+    return "".join(f", {fact}" for fact in facts)
 
 
 def _listed(items) -> str:
@@ -161,20 +160,18 @@ def _claims() -> tables.Table:
                 (answers[store][1], f"{answers[store][0]} [{store}]") if store else ("not decidable yet", tables.DASH))
         lines.append(line)
     body = pd.DataFrame(lines)
-    told = "; ".join(f"{name}: {_verdicts(body[f'{name}: verdict'])}" for name in ("@run", "published"))
+    told = "; ".join(f"{name}: {claims.counted(body[f'{name}: verdict'])}" for name in ("@run", "published"))
     return tables.Table(f"Of {len(body)}, {told}.", body)
-
-
-def _verdicts(verdicts: pd.Series) -> str:
-    return ", ".join(f"{int(verdicts.str.startswith(begin).sum())} {what}" for begin, what in (
-        ("agrees", "agree"), ("disagrees", "disagree"), ("not", "cannot be decided yet")))
 
 
 def claims_page() -> str:
     """outputs/claims.md."""
     return ("# What the thesis claims, and what the cells say\n\nWritten by `python -m lib.readme` from the stores; in "
             "square brackets the store that decides. Accuracies: top-1 in percent, for `@run` as the thesis counts. With "
-            f"several seeds, the verdict is on their means; in brackets how many they are.\n\n{_claims().markdown()}")
+            "several seeds, the verdict is on their means; in brackets how many they are. “Does not arise”: published masks "
+            "are exact by definition, so a claim about an error of the compression has no object there. A network has "
+            "collapsed where its mask lets nothing pass. Of the paper store: "
+            f"{', '.join(tables.reduced(_frame('paper')))}; what that moves, the README tells.\n\n{_claims().markdown()}")
 
 
 def _links(name: str) -> str:

@@ -119,10 +119,11 @@ def survives(found: Comparison) -> str:
     first, near, means = found.names[0], found.near_first(), found.values.mean()
     steps = [f"{above} over {below}" for above, below in itertools.pairwise(found.names) if found.apart(above, below)]
     moving = found.values.std(ddof=1)
-    spread = moving[moving > 1e-9].median()    # dead networks give the same answer in every seed
-    head = (f"A seed alone moves a method by {spread:.2f} points (median standard deviation over seeds {_seeds(found)}); "
-            f"of {len(pairs)} differences between methods {len(better)} are larger than seeds explain "
-            f"(paired t, Holm, {100 * LEVEL:g} %)")
+    alive = moving[moving > 1e-9]    # dead networks give the same answer in every seed
+    whose = f" of the {len(alive)} methods that it moves at all" if len(alive) < len(moving) else ""
+    head = (f"A seed alone moves a method by {alive.median():.2f} points (median standard deviation over seeds "
+            f"{_seeds(found)}{whose}); of {len(pairs)} differences between methods {len(better)} are larger than seeds "
+            f"explain (paired t, Holm, {100 * LEVEL:g} %)")
     best = (f"{first} ({means[first]:.1f}) is the best" if not near else
             f"{first} ({means[first]:.1f}) comes first and is not told apart from {', '.join(near)} "
             f"({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f})")

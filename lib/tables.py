@@ -409,9 +409,15 @@ def _recipe(there: pd.DataFrame) -> list[str]:
              f"learning rate {first['learning_rate']:g}"]
     facts += [f"width {first['width']:g}"] if first["width"] != 1 else []
     facts += [f"{first['train_images']:.0f} training images"] if pd.notna(first["train_images"]) else []
-    diverged, precisions = int(there["diverged"].notna().sum()), there["precision"].value_counts()
+    diverged = int(there["diverged"].notna().sum())
     facts += [f"{diverged} cells diverged"] if diverged else []
-    return facts + [f"{count} cells trained in {name}" for name, count in precisions.items() if name != "float32"]
+    return facts + reduced(there)
+
+
+def reduced(rows: pd.DataFrame) -> list[str]:
+    """How many cells were trained in another precision than float32; those that show another's training were not."""
+    counts = rows.loc[rows["top1"].notna() & rows["trained_as"].isna(), "precision"].value_counts()
+    return [f"{count} cells trained in {name}" for name, count in counts.items() if name != "float32"]
 
 
 def _seeds(there: pd.DataFrame) -> list[str]:
@@ -456,9 +462,10 @@ def agreement(frame: pd.DataFrame) -> Table:
             line |= {f"{metric.replace('top', 'top-')}: {what}": text for what, text in
                      _agree(both, dataset, metric).items()}
         lines.append(line)
+    facts = "".join(f", {fact}" for fact in reduced(frame))
     return Table("How far the @run reading, in the thesis's accounting, agrees with the thesis's numbers, over the cells "
-                 "that are there. At chance: at most a twentieth above what guessing gives in that accounting.",
-                 pd.DataFrame(lines))
+                 f"that are there (means of the seeds that each has{facts}). At chance: at most a twentieth above what "
+                 "guessing gives in that accounting.", pd.DataFrame(lines))
 
 
 def _agree(both: pd.DataFrame, dataset: str, metric: str) -> dict[str, str]:

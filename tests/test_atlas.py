@@ -122,7 +122,7 @@ def test_a_map_of_densities_shows_the_first_seed_and_what_is_on_a_path():
     frame = masks(*((method, 4, seed, {"sizes": sizes, "kept": kept[seed], "effective": 7.25, "collapsed": method == "LAMP"})
                     for method in ("SNIP", "LAMP") for seed in (1, 2)))
     figure = atlas.density_map(frame, "cifar10/vgg16", 4)
-    assert figure.data.to_numpy().tolist() == [["LAMP", 0.5, 0.0], ["SNIP", 0.5, 0.0]]
+    assert figure.data.to_numpy().tolist() == [["LAMP", 0.5, 0.0, 7.25, True], ["SNIP", 0.5, 0.0, 7.25, False]]
     assert [text.get_text() for text in figure.axes[0].texts] == ["no path", "7.2", "effective r"]
     crosses = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "x")
     assert list(zip(crosses.get_xdata(), crosses.get_ydata())) == [(1, 0), (1, 1)]

@@ -7,6 +7,7 @@ import sys
 
 from lib import UserError, readme
 from lib.profile import ROOT
+from lib.store import Store
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +33,18 @@ def test_what_was_found_is_what_the_stores_say():
     assert (ROOT / readme.CLAIMS).read_text(encoding="utf-8") == readme.claims_page()
     assert all((ROOT / target).exists() for target in re.findall(r"\]\(((?:outputs|notebooks)/[^)#]+)\)", TEXT))
     assert (ROOT / re.search(r"!\[.+\]\((outputs/.+)\)", TEXT)[1]).is_file()
+
+
+def test_a_cell_has_the_same_mask_in_every_store():
+    """Two machines may differ in the last digits of a score, and so in a few weights; not in the initial weights."""
+    there = {record.cell.score_key + (record.cell.compression,): record.report["kept"]
+             for record in Store(ROOT / "outputs/masks/results.jsonl").records.values()}
+    trained = list(Store(ROOT / "outputs/mnist/results.jsonl").records.values())
+    for record in trained:
+        kept, again = record.report["kept"], there[record.cell.score_key + (record.cell.compression,)]
+        moved = sum(abs(kept[layer] - again[layer]) for layer in kept)
+        assert moved <= 0.002 * sum(kept.values()), f"{record.cell}: {moved} weights lie in another layer"
+    assert len(trained) > 600
 
 
 def test_a_mistake_costs_a_sentence_and_not_the_readme(tmp_path, monkeypatch, capsys):
