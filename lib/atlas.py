@@ -18,7 +18,7 @@ from lib.audit import QUESTIONS  # noqa: F401
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.study import Answer
-from lib.tables import DASH, LABELS, Table, label, thesis
+from lib.tables import DASH, LABELS, Table, network_label, thesis
 
 HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}
 # Colours that no method has: of what is as released and what is exact, and of scores above and below 0.
@@ -73,8 +73,7 @@ def of(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
 
 
 def _title(pair: str) -> str:
-    dataset, model = pair.split("/")
-    return f"{label(model)} on {label(dataset)}"
+    return network_label(*pair.split("/"))
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -91,7 +90,7 @@ def error_table(frame: pd.DataFrame) -> Table:
     """Compression error by network: of the exact readings in weights, of `@run` in percent as the thesis counts."""
     lines = []
     for (dataset, model), rows in frame.groupby(["dataset", "model"], sort=False):
-        line = {"network": f"{label(model)} on {label(dataset)}"}
+        line = {"network": network_label(dataset, model)}
         exact, run = rows[rows["reading"] != "run"], rows[rows["reading"] == "run"]
         # kept + F = N / compression; the count that was asked for is round(N / r) - F.
         off = (exact["parameters"] / exact["reached"]).round() - (exact["parameters"] / exact["ratio"]).round()
@@ -187,7 +186,7 @@ def critical_table(found: pd.DataFrame) -> Table:
         path, layers = (rows[rows["by"] == by].iloc[0] for by in ("path", "layers"))
         chain = not model.startswith("resnet")
         lines.append({
-            "network": f"{label(model)} on {label(dataset)}", "method": method,
+            "network": network_label(dataset, model), "method": method,
             "ρ_cr": f"{'≥ ' * _unbroken(path)}{path['rho']:.4g}",
             "weights left": f"{path['kept']}",
             "ρ_max = n/L": f"{path['weights'] / path['layers']:.4g}" if chain else DASH,
@@ -243,7 +242,7 @@ def maximal(found: pd.DataFrame, first: int | None = None) -> list[str]:
         ranked = share.sort_values(ascending=False, kind="stable")
         whole = [name for name in ranked.index if rows.set_index("method").loc[name, "collapsed"] is None
                  or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
-        text = f"{label(model)} on {label(dataset)}: "
+        text = f"{network_label(dataset, model)}: "
         text += f"ρ_max itself is reached by {', '.join(whole)}" if whole else "no method reaches ρ_max itself"
         listed = [f"{name} {value:.2f}" for name, value in ranked.iloc[:first].items()]
         least = f" down to {ranked.index[-1]} {ranked.iloc[-1]:.2f}" if len(listed) < len(ranked) else ""
@@ -452,7 +451,7 @@ def readings_table(found: pd.DataFrame) -> Table:
         for base in tables.bases():
             for other in (f"{base}@written", f"{base}@run"):
                 if (base, other) in set(index.index.droplevel(2)):
-                    lines.append({"network": f"{label(model)} on {label(dataset)}", "kept sets": f"{base} and {other}"}
+                    lines.append({"network": network_label(dataset, model), "kept sets": f"{base} and {other}"}
                                  | {f"r = {ratio:g}": f"{100 * index[base, other, ratio]:.1f} %"
                                     if (base, other, ratio) in index.index else DASH for ratio in ratios})
     return Table("What the readings of a method share: kept by both / kept by either. Sets of different sizes cannot reach "
@@ -465,7 +464,7 @@ def variation_table(found: pd.DataFrame) -> Table:
     """How much of a kept set survives another seed, and another scoring batch."""
     lines = []
     for (dataset, model, method), rows in found.groupby(["dataset", "model", "method"], sort=False):
-        line = {"network": f"{label(model)} on {label(dataset)}", "method": method}
+        line = {"network": network_label(dataset, model), "method": method}
         for row in rows.itertuples():
             line[f"{row.against}, r = {row.ratio:g}"] = f"{100 * row.jaccard:.1f} %"
         lines.append(line | {f"by chance, r = {row.ratio:g}": f"{100 * row.by_chance:.1f} %" for row in rows.itertuples()})
@@ -476,7 +475,7 @@ def variation_table(found: pd.DataFrame) -> Table:
 @_tabled
 def images_table(found: pd.DataFrame) -> Table:
     """How OBD's kept set changes with the number of images."""
-    rows = [{"network": f"{label(row.model)} on {label(row.dataset)}", "images": str(row.images), "against": row.against,
+    rows = [{"network": network_label(row.dataset, row.model), "images": str(row.images), "against": row.against,
              "r": f"{row.ratio:g}", "in common": f"{100 * row.jaccard:.1f} %", "by chance": f"{100 * row.by_chance:.1f} %"}
             for row in found.itertuples()]
     return Table("OBD's kept set from fewer images, against that from the most: kept by both / kept by either.",
@@ -490,7 +489,7 @@ def exactness_table(found: pd.DataFrame) -> Table:
     for (dataset, model), rows in found.groupby(["dataset", "model"], sort=False):
         scale = rows["double_backward"].abs().clip(lower=1e-300)
         apart = {name: ((rows[name] - rows["double_backward"]).abs() / scale).max() for name in ("diagonal", "float32")}
-        lines.append({"network": f"{label(model)} on {label(dataset)}", "weights drawn": str(len(rows)),
+        lines.append({"network": network_label(dataset, model), "weights drawn": str(len(rows)),
                       "h from": f"{rows['double_backward'].min():.2e}", "to": f"{rows['double_backward'].max():.2e}",
                       "largest relative difference, float64": f"{apart['diagonal']:.1e}",
                       "the same, float32 with float64 sums": f"{apart['float32']:.1e}"})
@@ -502,7 +501,7 @@ def exactness_table(found: pd.DataFrame) -> Table:
 @_tabled
 def cost_table(records: Iterable[Record]) -> Table:
     """What the masks cost, method by method and network by network: seconds of one thread, one seed, all compressions."""
-    frame = pd.DataFrame([{"network": f"{label(r.cell.model)} on {label(r.cell.dataset)}", "method": r.cell.method,
+    frame = pd.DataFrame([{"network": network_label(r.cell.dataset, r.cell.model), "method": r.cell.method,
                            "seed": r.cell.seed, "seconds": r.run["seconds"]} for r in records])
     each = frame.groupby(["method", "network", "seed"])["seconds"].sum().groupby(["method", "network"]).mean().unstack()
     each = each.loc[each.sum(axis=1).sort_values(ascending=False, kind="stable").index, frame["network"].unique()]

@@ -248,7 +248,7 @@ def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, m
         figure.clear()
         figure.set_size_inches(PAGE, 0.35)
     missing = "no such cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
-    parts = [f"{tables.label(model)} on {tables.label(dataset)}: {what}", missing]
+    parts = [f"{tables.network_label(dataset, model)}: {what}", missing]
     figure.suptitle(" · ".join(filter(None, parts)) + _band_of(figure.data))
 
 

@@ -347,7 +347,7 @@ def _objection(model: nn.Module, ratio: float) -> str:
 
 
 def _name(dataset: str, model: str, width: float) -> str:
-    return f"{tables.label(model)} on {tables.label(dataset)}" + (f", width {width:g}" if width != 1 else "")
+    return tables.network_label(dataset, model) + (f", width {width:g}" if width != 1 else "")
 
 
 def _audited(rows: pd.DataFrame) -> str:

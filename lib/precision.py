@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 
 from lib.experiment import Cell, Record
-from lib.tables import DASH, Table, label
+from lib.tables import DASH, Table, network_label
 
 COLUMNS = ["network", "cell", "masks", "epochs", "float32 (seed)", "bf16 (seed)", "float32 is", "largest difference",
            "range of seeds then", "epochs within it", "losses within theirs"]
@@ -67,7 +67,7 @@ def _line(record: Record, rounded: list[Record]) -> tuple[int, int, int, dict] |
     side = DASH if len(ends) < 2 else BELOW if exact[-1] < min(ends) else ABOVE if exact[-1] > max(ends) else INSIDE
     same = record.report.get("digest") == alike[cell.seed].report.get("digest")
     return within, losses, last, dict(zip(COLUMNS, (
-        f"{label(cell.model)} on {label(cell.dataset)}", f"{cell.method}, r = {cell.compression:g}",
+        network_label(cell.dataset, cell.model), f"{cell.method}, r = {cell.compression:g}",
         "the same" if same else "differ", str(last), f"{exact[-1]:.2f} ({cell.seed})",
         ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()), side,
         f"{differences[largest]:.2f} (epoch {largest + 1})", f"{ranges[largest]:.2f}" if ranges else DASH,

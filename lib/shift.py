@@ -15,7 +15,7 @@ import pandas as pd
 
 from lib import data
 from lib.experiment import Record
-from lib.tables import DASH, Table, label
+from lib.tables import DASH, Table, network_label
 
 LEARNED = 0.9   # of the loss of guessing, ln(classes): a training loss below that has learned something
 COLUMNS = ["network", "cells trained", "that learned", "epochs at chance meanwhile (median)",
@@ -59,7 +59,7 @@ def _line(dataset: str, model: str, records: list[Record]) -> list[str]:
     named = ", ".join(f"{each.cell.method} at r = {each.cell.compression:g} ({each.history[-1]['train_loss']:.2f})"
                       for each in mute)
     gains = [gain for record in learned if (gain := _gain(record)) is not None]
-    return [f"{label(model)} on {label(dataset)}", str(len(records)), str(len(learned)),
+    return [network_label(dataset, model), str(len(records)), str(len(learned)),
             f"{median(waits):g}" if waits else DASH, str(len(mute)), named or DASH,
             str(len(gains)) if gains else DASH, f"{median(gains):+.2f}" if gains else DASH]
 

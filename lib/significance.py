@@ -174,7 +174,7 @@ def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
     found = [compare(frame, dataset, model, reading, ratios) for reading in READINGS]
     lines = [line for comparison in found for line in _lines(comparison)]
     columns = ["reading", "method", "mean top-1", "mean rank", "better than", "not told apart from"]
-    caption = (f"{tables.label(model)} on {tables.label(dataset)}: top-1 in percent, mean ± 95 % interval of Student's "
+    caption = (f"{tables.network_label(dataset, model)}: top-1 in percent, mean ± 95 % interval of Student's "
                f"t over seeds; {tables.RANGE}, in brackets. “Better than”: by the paired t-test, whose normal differences "
                "so few seeds cannot check. "
                + " ".join(map(sentences, found)))
@@ -217,7 +217,7 @@ def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
         axis.set_title(f"{figures.PANELS[comparison.reading]}\n({_told(comparison)})")
         axis.set_xlabel("top-1 accuracy (%)")
     bar = f"\nbar: not told apart from the first (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
-    figure.suptitle(f"{tables.label(model)} on {tables.label(dataset)}: {_at(found[0].ratios)}, a dot per seed{bar}")
+    figure.suptitle(f"{tables.network_label(dataset, model)}: {_at(found[0].ratios)}, a dot per seed{bar}")
     figure.asked = any(comparison.seeds for comparison in found)
     figure.data = pd.concat([comparison.values.rename_axis(index="seed", columns="base").stack().rename("top1").reset_index()
                              .assign(reading=comparison.reading) for comparison in found], ignore_index=True)

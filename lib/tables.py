@@ -123,6 +123,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def network_label(dataset: str, model: str) -> str:
+    """A network and what it is trained on, as titles and tables have it."""
+    return f"{label(model)} on {label(dataset)}"
+
+
 def dataset_for(pairs: Iterable[str], model: str, count: int = 10) -> str:
     """Which data set of the pairs "dataset/model" plays the thesis's part for `model` with `count` classes.
 
@@ -454,7 +459,7 @@ def agreement(frame: pd.DataFrame) -> Table:
         rows = rows[(rows["compression"] == ratio) & (rows["reading"] == "run") & (rows["epochs"] > 0)]
         if rows.empty:
             continue
-        line = {"table": number, "network": f"{label(model)} on {label(dataset)}", "r": f"{ratio:g}"}
+        line = {"table": number, "network": network_label(dataset, model), "r": f"{ratio:g}"}
         for metric in ("top5", "top1"):
             ours = rows.dropna(subset=[f"{metric}_thesis"]).groupby("base")[f"{metric}_thesis"].mean()
             both = printed.set_index("method")[[metric]].join(ours.astype(float), how="inner")

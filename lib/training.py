@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import figures, tables
 from lib.data import at_chance, constant_answer
-from lib.tables import label
+from lib.tables import network_label
 
 RATIOS = (1.0, 8.0, 64.0)
 GREY = "#555555"
@@ -56,7 +56,7 @@ def sentence(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[fl
     seed = ("what a seed alone moves is not known yet (fewer than two seeds)" if math.isnan(moved) else
             f"a seed alone moves a pruned one above chance by {moved:.2f} points "
             f"(median standard deviation at {rates[0]:g})")
-    return f"Are {epochs} of the {label(model)} on {label(dataset)} trained out? {told[:1].upper()}{told[1:]}; {seed}."
+    return f"Are {epochs} of the {network_label(dataset, model)} trained out? {told[:1].upper()}{told[1:]}; {seed}."
 
 
 def spread(ends: pd.DataFrame) -> float:
@@ -105,7 +105,7 @@ def diagram(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[flo
         axis.set_xlabel("epoch")
     axes[0, 0].set_ylim(0, 105)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{label(model)} on {label(dataset)}: test accuracy over the epochs, in brackets what the last brought")
+    figure.suptitle(f"{network_label(dataset, model)}: test accuracy over the epochs, in brackets what the last brought")
     figure.data = pd.concat(parts, ignore_index=True)
     figure.asked = len(figure.data) > 0
     return figure
