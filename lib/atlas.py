@@ -12,9 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib import methods, tables
-
-# QUESTIONS is for the notebook, which names the questions and has a parameter `audit`.
-from lib.audit import QUESTIONS  # noqa: F401
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.study import Answer
@@ -51,11 +48,6 @@ def answers(found: Iterable[Answer], question: str) -> pd.DataFrame:
                          for answer in found if answer.study.question == question for row in answer.rows] or None)
 
 
-def pairs(found: pd.DataFrame) -> list[str]:
-    """The pairs "dataset/model" that a frame has rows of, in order."""
-    return list((found["dataset"] + "/" + found["model"]).unique()) if len(found) else []
-
-
 def _tabled(make: Callable[..., Table]) -> Callable[..., Table]:
     """A table of what is not in the store yet says so."""
     @functools.wraps(make)
@@ -78,7 +70,7 @@ def _title(pair: str) -> str:
 
 def _ordered(names: Iterable[str]) -> list[str]:
     """Methods in the order of the thesis's tables, published before `@written` before `@run`."""
-    readings = ("published", "written", "run")
+    readings = tables.READINGS[::-1]
     return sorted(set(names), key=lambda name: (readings.index(methods.get(name).reading),
                                                 tables.bases().index(methods.get(name).base)))
 
@@ -208,7 +200,7 @@ def _unbroken(line: pd.Series) -> bool:
 @drawing
 def critical_compression(found: pd.DataFrame) -> Figure:
     """rho_cr of every method, a panel per network; open marks: the largest rho with no empty layer; arrows: at least."""
-    networks = pairs(found)
+    networks = tables.pairs_of(found)
     figure, axes = plt.subplots(1, len(networks), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
     names = _ordered(found["method"])[::-1]
     for pair, axis in zip(networks, axes[0], strict=True):
@@ -317,7 +309,7 @@ def _zeros(rows: pd.DataFrame) -> str:
 @drawing
 def zeros_by_layer(found: pd.DataFrame) -> Figure:
     """Share of scores that are exactly zero in each layer, a panel per network, a line per signed method."""
-    networks = pairs(found)
+    networks = tables.pairs_of(found)
     figure, axes = plt.subplots(1, len(networks), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
     layers = found[found["what"] == "layer"]
     for pair, axis in zip(networks, axes[0], strict=True):
