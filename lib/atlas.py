@@ -24,20 +24,20 @@ RELEASED, EXACT, ABOVE, BELOW = "#EE7733", "#0077BB", "#BBBBBB", "#888888"
 
 # ---- Frames
 
-MASK = ("dataset", "model", "method", "reading", "base", "ratio", "seed", "images", "collapsed", "empty", "effective",
-        "reached", "parameters", "released", "kept", "sizes")
+MASK = ("dataset", "model", "method", "reading", "base", "ratio", "seed", "collapsed", "empty", "effective", "reached",
+        "parameters", "released", "kept", "sizes")
 
 
 def masks(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per mask: where it is of, how often its seed's network is left without a path, how much stays on paths."""
+    """One row per mask that prunes: its cell, what it keeps, and whether a path and every layer is left."""
     rows = []
     for record in records:
         cell, report, method = record.cell, record.report, methods.get(record.cell.method)
         if cell.compression > 1:
             rows.append((cell.dataset, cell.model, cell.method, method.reading, method.base, cell.compression, cell.seed,
-                         cell.score_images, report["collapsed"], len(report["empty_layers"]),
-                         report["effective_compression"], report["compression"], report["parameters"],
-                         report["compression_released"], report["kept"], report["sizes"]))
+                         report["collapsed"], len(report["empty_layers"]), report["effective_compression"],
+                         report["compression"], report["parameters"], report["compression_released"], report["kept"],
+                         report["sizes"]))
     return pd.DataFrame(rows, columns=list(MASK))
 
 

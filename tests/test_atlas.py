@@ -12,7 +12,7 @@ from lib.experiment import VERSION, Cell, Record
 
 def masks(*rows):
     """(method, ratio, seed, further columns) of VGG-16 on CIFAR-10."""
-    plain = {"dataset": "cifar10", "model": "vgg16", "collapsed": False, "empty": 0, "images": 128, "parameters": 1000}
+    plain = {"dataset": "cifar10", "model": "vgg16", "collapsed": False, "empty": 0, "parameters": 1000}
     made = [plain | {"method": method, "ratio": float(ratio), "seed": seed, "base": method.split("@")[0],
                      "reading": method.partition("@")[2] or "published", "effective": float(ratio), "reached": float(ratio),
                      "released": float(ratio)} | further for method, ratio, seed, further in rows]
@@ -40,7 +40,7 @@ def test_a_row_of_masks_holds_the_audit_of_its_record_and_unpruned_networks_have
     cells = [Cell("mnist", "cnn", method, ratio, 42, 0, 1e-3) for method, ratio in (("LAMP@run", 4), ("Dense", 1))]
     row, = atlas.masks(Record(cell.key, VERSION, cell, report, [], 10) for cell in cells).to_dict("records")
     assert row == {"dataset": "mnist", "model": "cnn", "method": "LAMP@run", "reading": "run", "base": "LAMP", "ratio": 4.0,
-                   "seed": 42, "images": 128, "collapsed": True, "empty": 2, "effective": 5.0, "reached": 4.0,
+                   "seed": 42, "collapsed": True, "empty": 2, "effective": 5.0, "reached": 4.0,
                    "parameters": 99, "released": 3.0, "kept": {"a": 0}, "sizes": {"a": 7}}
 
 
