@@ -15,11 +15,13 @@ from lib import methods, tables
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.study import Answer
-from lib.tables import DASH, LABELS, Table, network_label, thesis
+from lib.tables import DASH, Table, network_label, thesis
 
 HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}
 # Colours that no method has: of what is as released and what is exact, and of scores above and below 0.
 RELEASED, EXACT, ABOVE, BELOW = "#EE7733", "#0077BB", "#BBBBBB", "#888888"
+# What a mask says of an accuracy at chance level.
+CLOSED, BYPASSED, NEITHER = "nothing passes", "an empty layer is bypassed", "neither"
 
 
 # ---- Frames
@@ -227,13 +229,13 @@ def critical_compression(found: pd.DataFrame) -> Figure:
 def maximal(found: pd.DataFrame, first: int | None = None) -> list[str]:
     """Does each method satisfy maximal critical compression (Tanaka et al. 2020) on the chains? In sentences, of the
     `first` so many by name."""
-    chains = found[(found["by"] == "path") & ~found["model"].str.startswith("resnet")] if len(found) else found
-    lines = []
-    for (dataset, model), rows in chains.groupby(["dataset", "model"], sort=False) if len(chains) else ():
-        share = (np.log(rows["rho"]) / np.log(rows["weights"] / rows["layers"])).set_axis(rows["method"])
-        ranked = share.sort_values(ascending=False, kind="stable")
-        whole = [name for name in ranked.index if rows.set_index("method").loc[name, "collapsed"] is None
-                 or pd.isna(rows.set_index("method").loc[name, "collapsed"])]
+    if found.empty:
+        return []
+    chains, lines = found[(found["by"] == "path") & ~found["model"].str.startswith("resnet")], []
+    for (dataset, model), rows in chains.groupby(["dataset", "model"], sort=False):
+        rows = rows.set_index("method")
+        ranked = (np.log(rows["rho"]) / np.log(rows["weights"] / rows["layers"])).sort_values(ascending=False, kind="stable")
+        whole = [name for name in ranked.index if pd.isna(rows.loc[name, "collapsed"])]
         text = f"{network_label(dataset, model)}: "
         text += f"ρ_max itself is reached by {', '.join(whole)}" if whole else "no method reaches ρ_max itself"
         listed = [f"{name} {value:.2f}" for name, value in ranked.iloc[:first].items()]
@@ -251,17 +253,14 @@ def chance_table(frame: pd.DataFrame) -> Table:
     for entry in printed[printed["top1"] == chance].itertuples():
         rows = frame[(frame["dataset"] == entry.dataset) & (frame["model"] == entry.model)
                      & (frame["method"] == f"{entry.method}@run") & (frame["ratio"] == entry.compression)]
-        closed, empty = rows["collapsed"].astype(bool), (rows["empty"] > 0) & ~rows["collapsed"].astype(bool)
-        seeds, neither = len(rows), int((~closed & ~empty).sum())
-        found = "nothing passes" if closed.all() else "an empty layer is bypassed" if empty.all() else \
-            "neither" if neither == seeds else "it depends on the seed"
-        lines.append({"table": entry.table, "network": f"{LABELS[entry.model]} on {LABELS[entry.dataset]}",
-                      "r": f"{entry.compression:g}", "method": entry.method,
-                      "nothing passes": f"{int(closed.sum())}/{seeds}",
-                      "an empty layer is bypassed": f"{int(empty.sum())}/{seeds}",
-                      "neither": f"{neither}/{seeds}", "explained by": found if seeds else DASH})
+        states = [CLOSED if row.collapsed else BYPASSED if row.empty else NEITHER for row in rows.itertuples()]
+        found = states[0] if len(set(states)) == 1 else "it depends on the seed" if states else DASH
+        lines.append({"table": entry.table, "network": network_label(entry.dataset, entry.model),
+                      "r": f"{entry.compression:g}", "method": entry.method}
+                     | {state: f"{states.count(state)}/{len(states)}" for state in (CLOSED, BYPASSED, NEITHER)}
+                     | {"explained by": found})
     body = pd.DataFrame(lines)
-    told = {"neither": "there is a path and no empty layer, so it was the training or the test",
+    told = {NEITHER: "there is a path and no empty layer, so it was the training or the test",
             DASH: "no mask is in the store"}
     counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "
@@ -360,19 +359,19 @@ def depths(found: pd.DataFrame) -> Figure:
     """SynFlow's R and largest score over depth, float32 and float64; a mark at the top edge is not finite."""
     rows = found.assign(depth=found["network"].str.removeprefix("resnet").astype(int))
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.0), sharey=True)
-    limit = float(torch.finfo(torch.float32).max)
+    limit, top = float(torch.finfo(torch.float32).max), 10 * rows[["flow", "largest"]].max().max()
+    ticks = sorted(rows["depth"].unique())
     for axis, column, name in zip(axes, ("flow", "largest"), ("R", "largest score"), strict=True):
         for precision, marker, colour in (("float64", "o", EXACT), ("float32", "x", RELEASED)):
             its = rows[rows["precision"] == precision]
             axis.plot(its["depth"], its[column], marker, color=colour, label=precision, markerfacecolor="none")
             lost = its[its[column].isna()]["depth"].unique()
-            top = rows[["flow", "largest"]].max().max() * 10
             if len(lost):
                 axis.plot(lost, [top] * len(lost), "^", color=colour, label=f"{precision}: not finite")
         axis.axhline(limit, color="#555555", linestyle=":", linewidth=0.9)
         axis.annotate("largest float32", (110, limit), fontsize=7, ha="right", va="bottom", color="#555555")
         axis.set_yscale("log")
-        axis.set_xticks(sorted(rows["depth"].unique()), [f"{depth}" for depth in sorted(rows["depth"].unique())])
+        axis.set_xticks(ticks, list(map(str, ticks)))
         axis.set_xlabel("ResNet of depth")
         axis.set_title(name)
     handles = dict(zip(*axes[1].get_legend_handles_labels()[::-1], strict=True))
