@@ -135,9 +135,9 @@ def _images(study: Study, images: data.Data) -> Rows:
 
 
 def _compare(study: Study, images: data.Data, what: str, own: dict, other: dict) -> Rows:
-    weights = sum(weight.numel() for weight in pruning.prunable(experiment.network(study.cell(), images)).values())
+    total, _, fixed = pruning.totals(experiment.network(study.cell(), images))
     return [{"against": what, "ratio": ratio, "jaccard": jaccard(own[ratio], other[ratio]),
-             "by_chance": by_chance(own[ratio], other[ratio], weights)} for ratio in own]
+             "by_chance": by_chance(own[ratio], other[ratio], total - fixed)} for ratio in own]
 
 
 # ---- Collapse
@@ -147,7 +147,8 @@ def _critical(study: Study, images: data.Data) -> Rows:
     cell, method = study.cell(), methods.get(study.method)
     model = experiment.network(cell, images)
     scores = experiment.scores(cell, model, images) if method.rounds == 1 else None
-    sizes = [weight.numel() for weight in pruning.prunable(model).values()]
+    total, layers, fixed = pruning.totals(model)
+    weights = total - fixed
     seen: dict[int, dict[str, bool]] = {}
 
     def whole(kept: int, by: str) -> bool:
@@ -156,9 +157,9 @@ def _critical(study: Study, images: data.Data) -> Rows:
         return seen[kept][by]
 
     per_octave = collapse.PER_OCTAVE if method.rounds == 1 else 1   # a point costs as much as all of its rounds
-    found = {by: collapse.critical(lambda kept: whole(kept, by), sum(sizes), len(sizes), per_octave)
+    found = {by: collapse.critical(lambda kept: whole(kept, by), weights, layers, per_octave)
              for by in ("path", "layers")}
-    return [{"by": by, "weights": sum(sizes), "layers": len(sizes)} | asdict(each) | {"whole_again": list(each.whole_again)}
+    return [{"by": by, "weights": weights, "layers": layers} | asdict(each) | {"whole_again": list(each.whole_again)}
             for by, each in found.items()]
 
 
@@ -229,7 +230,7 @@ def _signed(study: Study, images: data.Data) -> Rows:
     model = experiment.network(cell, images)
     scores = {name: score.double() for name, score in experiment.scores(cell, model, images).items()}
     flat = torch.cat([score.flatten() for score in scores.values()])
-    total, fixed = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters()) - len(flat)
+    total, _, fixed = pruning.totals(model)
     rows = [{"what": "layer", "layer": name, "weights": score.numel(), "zeros": int((score == 0).sum()),
              "negative": int((score < 0).sum())} for name, score in scores.items()]
     rows += [{"what": "bar", "sign": sign, "from": low, "to": high, "weights": count}

@@ -53,9 +53,8 @@ def critical(whole: Callable[[int], bool], weights: int, layers: int, per_octave
 
 def masks_keeping(model: nn.Module, method: Method, scores: Scores | None, kept: int) -> Masks:
     """The method's masks of exactly `kept` prunable weights: from its scores or, of several rounds, from the model."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    weights = sum(weight.numel() for weight in pruning.prunable(model).values())
-    compression = total / (total - weights + kept)
+    total, _, fixed = pruning.totals(model)
+    compression = total / (fixed + kept)
     if method.rounds > 1:
         return pruning.masks(model, method, None, None, compression)
     return pruning.select(model, method, scores, compression, None)

@@ -166,10 +166,9 @@ class Example:
     def describe(self) -> dict:
         """A row for a table: what this network is, and how far it can be pruned."""
         model = self.network()
-        sizes = [weight.numel() for weight in pruning.prunable(model).values()]
-        total = sum(parameter.numel() for parameter in model.parameters())
-        return {"network": self.name, "N: parameters": total, "F: not prunable": total - sum(sizes),
-                "prunable layers": len(sizes), "largest r": pruning.largest_compression(model),
+        total, layers, fixed = pruning.totals(model)
+        return {"network": self.name, "N: parameters": total, "F: not prunable": fixed,
+                "prunable layers": layers, "largest r": pruning.largest_compression(model),
                 "stand-in data": self.images.stand_in}
 
     def cell(self, method: str, ratio: float = 1.0) -> Cell:
@@ -234,14 +233,15 @@ class Example:
         first: kept by both / kept by either (Jaccard). Beside it what two random sets of the same sizes would share.
         Of sets that differ in size it cannot reach 100 %."""
         (first, reference), *others = kept.items()
-        weights, rows = sum(weight.numel() for weight in pruning.prunable(self.network()).values()), []
+        total, _, fixed = pruning.totals(self.network())
+        rows = []
         for ratio, masks in reference.items():
             row = {"network": self.name, "r": ratio, f"{first} keeps": count(masks)}
             for name, other in others:
                 packed = audit.pack(masks), audit.pack(other[ratio])
                 row |= {f"{name} keeps": count(other[ratio]),
                         f"{name}: in common": f"{percent(audit.jaccard(*packed))} "
-                                              f"(by chance {percent(audit.by_chance(*packed, weights))})"}
+                                              f"(by chance {percent(audit.by_chance(*packed, total - fixed))})"}
             rows.append(row)
         return rows
 

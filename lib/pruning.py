@@ -46,7 +46,7 @@ def kept_count(model: nn.Module, compression: float) -> int:
     """
     if not (isinstance(compression, Real) and math.isfinite(compression) and compression >= 1):
         raise UserError(f"The compression must be a number of at least 1, not {compression!r}.")
-    total, layers, fixed = _sizes(model)
+    total, layers, fixed = totals(model)
     if not layers:
         raise UserError("The network has nothing to prune: no Conv2d and no Linear but its last one, the classifier.")
     kept = round(total / compression) - fixed
@@ -61,12 +61,12 @@ def kept_count(model: nn.Module, compression: float) -> int:
 
 def largest_compression(model: nn.Module) -> float:
     """The r at which one weight for each prunable layer is left."""
-    total, layers, fixed = _sizes(model)
+    total, layers, fixed = totals(model)
     return total / (fixed + layers)
 
 
-def _sizes(model: nn.Module) -> tuple[int, int, int]:
-    """N, the number of prunable layers, and F."""
+def totals(model: nn.Module) -> tuple[int, int, int]:
+    """N, the number of prunable layers, and F: all parameters, and those that cannot be pruned."""
     total = sum(parameter.numel() for parameter in model.parameters())
     sizes = [weight.numel() for weight in prunable(model).values()]
     return total, len(sizes), total - sum(sizes)
@@ -262,7 +262,7 @@ def released_density(model: nn.Module, compression: float) -> float:
     for a compression out of reach.
     """
     kept_count(model, compression)
-    total, _, _ = _sizes(model)
+    total, _, _ = totals(model)
     named = dict(model.named_parameters())
     layers = [name.removesuffix("weight") for name in prunable(model)]
     counted = sum(named[layer + part].numel() for layer in layers for part in ("weight", "bias")
@@ -336,7 +336,7 @@ class Report:
 def report(model: nn.Module, masks: Masks) -> Report:
     """Audits masks on a model at initialisation; the model is untouched. Raises `UserError` for masks that do not fit."""
     check(model, masks)
-    total, _, fixed = _sizes(model)
+    total, _, fixed = totals(model)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     connected = {name: int(mask.sum()) for name, mask in on_path(model, masks).items()}
     values = sum(int(((masks[name] & (value != 0)) if name in masks else (value != 0)).sum())
