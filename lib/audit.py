@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from lib import collapse, data, experiment, methods, models, pruning, trainer
 from lib.experiment import VERSION, Cell
 from lib.profile import Profile, outputs
-from lib.pruning import Masks
 from lib.scorers import needs_data, obd
 from lib.scorers.common import call, leaves
 from lib.scorers.synflow import flow, synflow, synflow_run
@@ -74,11 +73,6 @@ def run(study: Study, data_root: str | None = None) -> Answer:
 
 # ---- Kept sets
 
-def pack(masks: Masks) -> np.ndarray:
-    """The masks as bits, eight to a byte: a thirtieth of what the weights take."""
-    return np.packbits(torch.cat([mask.flatten() for mask in masks.values()]).cpu().numpy())
-
-
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     """Weights kept by both, over weights kept by either, of two packed masks."""
     either = int(np.bitwise_count(first | second).sum())
@@ -100,7 +94,7 @@ def _kept(cell: Cell, images: data.Data, batch_of: Cell | None = None) -> dict[f
     model = experiment.network(cell, images)
     ratios = [ratio for ratio in RATIOS if ratio <= pruning.largest_compression(model)]
     cells = [dataclasses.replace(cell, compression=ratio) for ratio in ratios]
-    return {each.compression: pack(experiment.masks_of(each, model, images, batch_of)) for each in cells}
+    return {each.compression: pruning.pack(experiment.masks_of(each, model, images, batch_of)) for each in cells}
 
 
 def _overlap(study: Study, images: data.Data) -> Rows:

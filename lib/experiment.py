@@ -345,8 +345,7 @@ def audited(model: nn.Module, masks: pruning.Masks) -> dict:
 
 def digest(masks: pruning.Masks) -> str:
     """Sixteen hex digits that tell masks apart."""
-    bits = torch.cat([mask.flatten() for mask in masks.values()]).cpu().numpy()
-    return hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(pruning.pack(masks).tobytes()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

@@ -238,7 +238,7 @@ class Example:
         for ratio, masks in reference.items():
             row = {"network": self.name, "r": ratio, f"{first} keeps": count(masks)}
             for name, other in others:
-                packed = audit.pack(masks), audit.pack(other[ratio])
+                packed = pruning.pack(masks), pruning.pack(other[ratio])
                 row |= {f"{name} keeps": count(other[ratio]),
                         f"{name}: in common": f"{percent(audit.jaccard(*packed))} "
                                               f"(by chance {percent(audit.by_chance(*packed, total - fixed))})"}

@@ -77,10 +77,10 @@ def test_studies_of_one_method_go_to_one_worker():
 
 
 def test_jaccard_and_chance_by_hand():
-    first, second = (audit.pack({"a": torch.tensor(bits).bool()}) for bits in ([1, 1, 1, 0], [0, 1, 1, 1]))
+    first, second = (pruning.pack({"a": torch.tensor(bits).bool()}) for bits in ([1, 1, 1, 0], [0, 1, 1, 1]))
     assert audit.jaccard(first, second) == 2 / 4 and audit.jaccard(first, first) == 1
     assert audit.by_chance(first, second, 4) == pytest.approx((9 / 4) / (6 - 9 / 4))
-    nothing = audit.pack({"a": torch.zeros(4).bool()})
+    nothing = pruning.pack({"a": torch.zeros(4).bool()})
     assert audit.jaccard(nothing, nothing) == 0
 
 
@@ -89,7 +89,7 @@ def test_overlaps_are_those_of_the_cells_masks(answered):
     kept = {}
     for name in ("SNIP", "GlobalMag@run"):
         cell = each.cell(name, 4.0)
-        kept[name] = audit.pack(experiment.masks_of(cell, experiment.network(cell, images), images))
+        kept[name] = pruning.pack(experiment.masks_of(cell, experiment.network(cell, images), images))
     found = next(row for row in rows(answered, "overlap") if (row["first"], row["second"]) == ("SNIP", "GlobalMag@run"))
     assert found["jaccard"] == audit.jaccard(*kept.values())
     assert len(rows(answered, "overlap")) == len(methods.METHODS) * (len(methods.METHODS) - 1) // 2
@@ -104,7 +104,7 @@ def test_another_batch_changes_the_batch_and_nothing_else(answered):
 def test_another_seed_is_the_next_one(answered):
     each, images = study("variation", "LAMP"), experiment.images_of(study("variation").cell("Dense"))
     cells = [each.cell(ratio=4.0, seed=seed) for seed in (42, 43)]
-    kept = [audit.pack(experiment.masks_of(cell, experiment.network(cell, images), images)) for cell in cells]
+    kept = [pruning.pack(experiment.masks_of(cell, experiment.network(cell, images), images)) for cell in cells]
     row = next(row for row in rows(answered, "variation", "LAMP") if row["ratio"] == 4)
     assert row["jaccard"] == audit.jaccard(*kept)
 
