@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import UserError
-from lib.scorers.common import Scores, along, call, layers, leaves, product, scorer, weight_name, weights
+from lib.scorers.common import Scores, along, call, layers, leaves, product, scorer, watching, weight_name, weights
 
 
 @scorer(data=False)
@@ -58,13 +58,7 @@ def activation(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     second convolution), averaged over the batch, then its absolute value averaged over space: one number per output
     channel. A layer that no ReLU follows uses its own output. Raises `UserError` where the ReLU has other channels.
     """
-    recorder = _Recorder(model)
-    with torch.no_grad(), recorder:
-        call(model, inputs, dict(model.named_parameters()))
-    return {
-        weight_name(name): layer.weight.detach().abs() * _aligned(name, layer, recorder.outputs[name], 0)
-        for name, layer in layers(model).items()
-    }
+    return _weighed(model, _recorded(model, inputs).outputs, 0)
 
 
 @scorer()
@@ -74,38 +68,32 @@ def activation_run(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     The text's a is an output; the released code takes the module's input (`GlobalMagAct` and `LayerMagAct` of
     strategies/magnitude.py, from pruning/utils.py:66-89), averaged over the batch and, as an L1 norm, over space.
     """
-    recorder = _Recorder(model)
-    with torch.no_grad(), recorder:
+    return _weighed(model, _recorded(model, inputs).inputs, 1)
+
+
+def _weighed(model: nn.Module, factors: dict[str, Tensor], axis: int) -> Scores:
+    """|w| times a factor per channel, along this axis of the weight."""
+    return {weight_name(name): layer.weight.detach().abs() * _aligned(name, layer, factors[name], axis)
+            for name, layer in layers(model).items()}
+
+
+def _recorded(model: nn.Module, inputs: Tensor) -> "_Recorder":
+    recorder = _Recorder()
+    with torch.no_grad(), watching(model, recorder.record), recorder:
         call(model, inputs, dict(model.named_parameters()))
-    return {
-        weight_name(name): layer.weight.detach().abs() * _aligned(name, layer, recorder.inputs[name], 1)
-        for name, layer in layers(model).items()
-    }
+    return recorder
 
 
 class _Recorder(TorchDispatchMode):
     """Channel means of every layer's input and of the first ReLU after it, whichever way the ReLU is called."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self):
         super().__init__()
-        self.model, self.inputs, self.outputs, self.waiting, self.handles = model, {}, {}, [], []
+        self.inputs, self.outputs, self.waiting = {}, {}, []
 
-    def __enter__(self):
-        for name, layer in layers(self.model).items():
-            self.handles.append(layer.register_forward_hook(self._hook(name)))
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        for handle in self.handles:
-            handle.remove()
-        return super().__exit__(*error)
-
-    def _hook(self, name: str):
-        def record(layer, inputs, output):
-            self.inputs[name], self.outputs[name] = _channels(inputs[0]), _channels(output)
-            self.waiting.append(name)
-
-        return record
+    def record(self, name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self.inputs[name], self.outputs[name] = _channels(inputs[0]), _channels(output)
+        self.waiting.append(name)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))

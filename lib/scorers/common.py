@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,17 @@ def check_batchnorm(model: nn.Module, images: int) -> None:
 
 
 @contextmanager
+def watching(model: nn.Module, watch: Callable[[str, nn.Module, tuple, Tensor], None]) -> Iterator[None]:
+    """Inside, watch(name, layer, inputs, output) is called after each call of a Conv2d or Linear."""
+    handles = [layer.register_forward_hook(partial(watch, name)) for name, layer in layers(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every module is back in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
@@ -146,15 +157,10 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
 
 def _idle(model: nn.Module, inputs: Tensor) -> list[str]:
     """The layers that play no part in the network's output."""
-    found, called = layers(model), set()
-    handles = [layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in found.items()]
-    try:
-        with torch.no_grad():
-            call(model, inputs, dict(model.named_parameters()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [name for name in found if name not in called]
+    called = set()
+    with torch.no_grad(), watching(model, lambda name, *_: called.add(name)):
+        call(model, inputs, dict(model.named_parameters()))
+    return [name for name in layers(model) if name not in called]
 
 
 def check_scores(what: str, scores: Scores, chosen: dict[str, nn.Parameter]) -> None:

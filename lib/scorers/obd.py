@@ -12,7 +12,7 @@ from torch.nn.functional import unfold
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib import UserError
-from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, weight_name, weights
+from lib.scorers.common import Scores, call, evaluating, layers, leaves, scorer, watching, weight_name, weights
 
 # Images times classes of a chunk: few, so that what a layer's squares are made of stays near the cache, and the memory that
 # the classes' backward signals take is bounded; and how many chunks may take it at a time.
@@ -112,22 +112,14 @@ def _squared_gradients(model: nn.Module, images: Tensor) -> Scores:
     """sum over images and columns s of (d<s, f>/dw)^2, for every scored weight."""
     seen: dict[str, tuple[Tensor, GradientEdge]] = {}
 
-    def record(name):
-        def hook(layer, inputs, output):
-            if name in seen or (isinstance(layer, nn.Linear) and output.dim() != 2):
-                raise UserError(f"OBD does not apply to {name}: it is called more than once or on more than two axes.")
-            # The edge, not the tensor: a ReLU that works in place makes of the layer's output its own.
-            seen[name] = inputs[0].detach(), get_gradient_edge(output)
+    def record(name, layer, inputs, output):
+        if name in seen or (isinstance(layer, nn.Linear) and output.dim() != 2):
+            raise UserError(f"OBD does not apply to {name}: it is called more than once or on more than two axes.")
+        # The edge, not the tensor: a ReLU that works in place makes of the layer's output its own.
+        seen[name] = inputs[0].detach(), get_gradient_edge(output)
 
-        return hook
-
-    handles = [layer.register_forward_hook(record(name)) for name, layer in layers(model).items()]
-    try:
-        with evaluating(model):
-            logits = call(model, images, leaves(model))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), watching(model, record):
+        logits = call(model, images, leaves(model))
     edges, modules = [edge for _, edge in seen.values()], layers(model)
     # Column by column: one batched backward pass (`is_grads_batched`) would loop over the columns too, and copy.
     signals = zip(*(torch.autograd.grad(logits, edges, column, retain_graph=True)
