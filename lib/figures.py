@@ -115,9 +115,9 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     for reading, axis in zip(readings, axes, strict=True):
         accounting = tables.ACCOUNTING[reading]
         column = f"{metric}{accounting}"
-        names = names_of(rows, reading)
-        counted.append(cells_of(rows, names, column))
-        parts.append(draw_lines(axis, rows[rows["method"].isin(names) | (rows["base"] == "Dense")], column))
+        part, cells = draw_reading(axis, rows, reading, column)
+        parts.append(part)
+        counted.append(cells)
         factor = tables.factor_of(rows, reading)
         chance = factor * constant_answer(dataset, metric)
         draw_levels(axis, chance, rows.loc[rows["method"] == "Dense", column].astype(float).mean())
@@ -142,9 +142,9 @@ def compression_error(frame: pd.DataFrame, dataset: str, model: str,
     for axis, reading, column in zip(axes, ("run", "published"), ("released", "achieved"), strict=True):
         found = rows[f"compression_{column}"].astype(float)
         chosen = rows.assign(error=100 * (found / rows["compression"] - 1))
-        names = names_of(rows, reading)
-        counted.append(cells_of(chosen, names, "error"))
-        parts.append(draw_lines(axis, chosen[rows["method"].isin(names) | (rows["base"] == "Dense")], "error"))
+        part, cells = draw_reading(axis, chosen, reading, "error")
+        parts.append(part)
+        counted.append(cells)
         axis.axhline(0, color="#555555", linewidth=0.7, zorder=1)
         axis.set_title(f"{PANELS[reading]}\n(counts {'values' if column == 'released' else 'masks'})")
     axes[0].set_ylabel("compression error $(r_e - r)/r$ (%)")
@@ -166,17 +166,12 @@ def panels(count: int) -> tuple[Figure, np.ndarray]:
     return figure, axes[0]
 
 
-def names_of(rows: pd.DataFrame, reading: str) -> list[str]:
-    """The methods of one reading that `rows` holds, in the order of the tables."""
-    chosen = rows[rows["reading"] == reading]
-    there = dict(zip(chosen["base"], chosen["method"], strict=True))
-    return [there[base] for base in tables.bases() if base in there]
-
-
-def cells_of(rows: pd.DataFrame, names: Iterable[str], column: str) -> pd.DataFrame:
-    """The cells that a panel of these methods asks for, the unpruned networks among them, and whether each is `there`."""
-    asked = rows[rows["method"].isin({*names, *map(methods.dense, names)})]
-    return asked[CELL].assign(there=asked[column].notna())
+def draw_reading(axis: plt.Axes, rows: pd.DataFrame, reading: str, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines of one reading's methods (see `draw_lines`). Returns the numbers drawn, and the cells that they need, those
+    of the unpruned networks among them, each with whether it is `there`."""
+    names = set(rows.loc[(rows["reading"] == reading) & (rows["base"] != "Dense"), "method"])
+    asked = rows[rows["method"].isin(names | set(map(methods.dense, names)))]
+    return draw_lines(axis, asked, column), asked[CELL].assign(there=asked[column].notna())
 
 
 def ratios_of(rows: pd.DataFrame) -> list[float]:

@@ -214,10 +214,9 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
     for rate, axis in zip(rates, axes, strict=True):
         rows = tables.select(_paired(frame, rate, rates), dataset, "cnn")
         rows = rows[rows["epochs"] > 0]
-        names = figures.names_of(rows, "run")
-        counted.append(figures.cells_of(rows, names, column))
-        drawn = rows[rows["method"].isin(names) | (rows["base"] == "Dense")]
-        parts.append(figures.draw_lines(axis, drawn, column).assign(learning_rate=rate))
+        part, cells = figures.draw_reading(axis, rows, "run", column)
+        parts.append(part.assign(learning_rate=rate))
+        counted.append(cells)
         for line in axis.get_lines():
             if line.get_label() not in claims.TOP_FOUR:
                 line.set_alpha(0.3)
