@@ -182,17 +182,16 @@ def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
 
 
 def _lines(found: Comparison) -> list[dict]:
-    seeds, lines = len(found.values), []
-    for name in found.names if seeds else ():
-        pairs = {other: (name, other) if found.names.index(name) < found.names.index(other) else (other, name)
-                 for other in found.names if other != name}
-        below = [other for other, pair in pairs.items() if pair[0] == name and found.apart(*pair)]
-        equal = [other for other, pair in pairs.items() if not found.apart(*pair)]
-        mean, low, high = found.values[name].mean(), found.values[name].min(), found.values[name].max()
-        half = stats.t.ppf(0.975, seeds - 1) * found.values[name].sem() if seeds > 1 else math.nan
-        spread = tables.spread(pd.Series({"mean": mean, "half": half, "least": low, "most": high}))
+    if found.values.empty:
+        return []
+    lines, means = [], tables.intervals(found.values.stack().groupby(level=1))
+    for place, name in enumerate(found.names):
+        better, worse = found.names[:place], found.names[place + 1:]
+        below = [other for other in worse if found.apart(name, other)]
+        equal = [other for other in better if not found.apart(other, name)] + [
+            other for other in worse if not found.apart(name, other)]
         lines.append({"reading": _reading(found), "method": name,
-                      "mean top-1": f"{mean:.2f}{spread}",
+                      "mean top-1": f"{means.loc[name, 'mean']:.2f}{tables.spread(means.loc[name])}",
                       "mean rank": f"{found.ranks[name]:.1f}",
                       "better than": _names(below, found), "not told apart from": _names(equal, found)})
     return lines

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
 from lib import UserError, methods
@@ -193,15 +194,16 @@ def coverage(rows: pd.DataFrame, names: Iterable[str], ratios: Iterable[float],
 
 
 def summary(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`mean`, `half` (the mean's 95 % interval over seeds by Student's t; NaN for one seed), `seeds`, and the `least` and
-    `most` of a seed.
-
-    One row per method and compression asked for; rows without a value are left out.
-    """
+    """The `intervals` over seeds: one row per method and compression asked for; rows without a value are left out."""
     groups = rows.dropna(subset=[column]).groupby(["method", "base", "reading", "compression"])[column]
-    found = groups.agg(mean="mean", deviation="std", seeds="count", least="min", most="max").reset_index()
-    quantile = stats.t.ppf(0.975, found["seeds"] - 1)
-    found["half"] = quantile * found.pop("deviation") / found["seeds"] ** 0.5
+    return intervals(groups).reset_index()
+
+
+def intervals(groups: SeriesGroupBy) -> pd.DataFrame:
+    """Of each group, a value per seed: `mean`, `half` (the mean's 95 % interval by Student's t; NaN for one seed), how many
+    `seeds`, and the `least` and `most` of a seed."""
+    found = groups.agg(mean="mean", deviation="std", seeds="count", least="min", most="max")
+    found["half"] = stats.t.ppf(0.975, found["seeds"] - 1) * found.pop("deviation") / found["seeds"] ** 0.5
     return found
 
 
