@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from statistics import median_high
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,22 +61,18 @@ def rate(model: str, classes: int, width: float, batch_size: int, seconds: float
             lanes.join()
             learners[-1].loss.item()   # waits for the device
             times.append(time.perf_counter() - start)
-    return 3 * batch_size * copies * _forward(model, classes, width) / sorted(times)[len(times) // 2]
+    return 3 * batch_size * copies * _forward(model, classes, width) / median_high(times)
 
 
 def of(cells: Iterable[Cell], *where) -> dict[str, Estimate]:
     """Pair -> what its cells cost; where: device, copies and precision, as for `rate`. Masks alone are not estimated; cells
     that will take over the training of their twin (`experiment.served`) count as if they were trained."""
-    pairs: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.epochs:
-            pairs.setdefault(f"{cell.dataset}/{cell.model}", []).append(cell)
-    networks = {(cell.model, data.classes(cell.dataset), cell.width, cell.batch_size) for group in pairs.values()
-                for cell in group}
-    rates = {network: rate(*network, CALIBRATION / len(networks), *where) for network in sorted(networks)}
-    return {pair: _estimate(group, rates) for pair, group in pairs.items()}
-
-
-def _estimate(cells: list[Cell], rates: dict[tuple, float]) -> Estimate:
-    costs = [(flops(cell), rates[cell.model, data.classes(cell.dataset), cell.width, cell.batch_size]) for cell in cells]
-    return Estimate(sum(count for count, _ in costs), sum(count / speed for count, speed in costs))
+    trained = {cell: (cell.model, data.classes(cell.dataset), cell.width, cell.batch_size) for cell in cells if cell.epochs}
+    networks = sorted(set(trained.values()))
+    rates = {network: rate(*network, CALIBRATION / len(networks), *where) for network in networks}
+    costs: dict[str, Estimate] = {}
+    for cell, network in trained.items():
+        pair, count = f"{cell.dataset}/{cell.model}", flops(cell)
+        so_far = costs.get(pair, Estimate(0, 0))
+        costs[pair] = Estimate(so_far.flops + count, so_far.seconds + count / rates[network])
+    return costs
