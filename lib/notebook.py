@@ -171,12 +171,12 @@ class Example:
                 "prunable layers": layers, "largest r": pruning.largest_compression(model),
                 "stand-in data": self.images.stand_in}
 
-    def cell(self, method: str, ratio: float = 1.0) -> Cell:
-        """The cell that this network begins; only its scoring and its mask matter here."""
+    def cell(self, method: str) -> Cell:
+        """The cell that this network begins; only how it is initialised and scored matters here."""
         images = SCORE_IMAGES
         if methods.get(method).base == "OBD":
             images = min(self.grid.obd_images_of(self.dataset) or OBD_IMAGES, OBD_IMAGES, len(self.images.train_labels))
-        return Cell(self.dataset, self.model, method, ratio, self.grid.seeds[0], self.grid.pairs[self.pair],
+        return Cell(self.dataset, self.model, method, 1, self.grid.seeds[0], self.grid.pairs[self.pair],
                     self.grid.learning_rate, width=self.width, score_images=images, train_images=self.grid.train_images)
 
     def network(self, method: str = "Dense") -> nn.Module:
@@ -361,18 +361,14 @@ def _audited(rows: pd.DataFrame) -> str:
 
 def _cost(cells: list[Cell], store: Store) -> dict:
     """How many cells there are, how many are measured, their seconds, and an estimate for all of them."""
-    pairs: dict[str, list[Cell]] = {}
-    for cell in cells:
-        pairs.setdefault(f"{cell.dataset}/{cell.model}", []).append(cell)
-    records = [store.get(cell) for cell in cells if cell in store]
-    means = {pair: pd.Series([store.get(cell).run["seconds"] for cell in group if cell in store], dtype=float).mean()
-             for pair, group in pairs.items()}
-    whole = sum(means[pair] * len(group) for pair, group in pairs.items())
-    devices = sorted({record.run["device"] for record in records})
+    pairs = [f"{cell.dataset}/{cell.model}" for cell in cells]
+    runs = [store.get(cell).run if cell in store else {} for cell in cells]
+    seconds = pd.Series([run.get("seconds") for run in runs], pairs, dtype=float)
+    each = seconds.groupby(level=0)
     return {
-        "cells": len(cells), "measured": len(records),
-        "hours measured": sum(record.run["seconds"] for record in records) / 3600,
-        "hours for all, estimated": whole / 3600, "device": ", ".join(devices) or tables.DASH,
+        "cells": len(cells), "measured": int(seconds.count()), "hours measured": seconds.sum() / 3600,
+        "hours for all, estimated": (each.mean() * each.size()).sum(skipna=False) / 3600,
+        "device": ", ".join(sorted({run["device"] for run in runs if run})) or tables.DASH,
     }
 
 
