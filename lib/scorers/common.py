@@ -137,16 +137,9 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 raise
             if data:
                 _hand_back_memory()
-            if not (isinstance(scores, dict) and all(isinstance(score, Tensor) for score in scores.values())):
-                raise UserError(f"The {function.__name__} score is no dict of tensors: "
-                                "a scorer returns parameter name -> score.")
-            for name in scores if finite else ():
-                # A sum is finite only where all are, and costs a tenth; it may overflow where none is at fault.
-                if not scores[name].sum().isfinite() and not scores[name].isfinite().all():
-                    raise UserError(
-                        f"The {function.__name__} score of {name} is not finite (NaN or infinite): the network's "
-                        "signal or gradient overflows in this precision, or its weights or the images are not finite."
-                    )
+            _check_tensors(function.__name__, scores)
+            if finite:
+                _check_finite(function.__name__, scores)
             return scores
 
         scored.data = data
@@ -161,6 +154,19 @@ def _idle(model: nn.Module, inputs: Tensor) -> list[str]:
     with torch.no_grad(), watching(model, lambda name, *_: called.add(name)):
         call(model, inputs, dict(model.named_parameters()))
     return [name for name in layers(model) if name not in called]
+
+
+def _check_tensors(what: str, scores: Scores) -> None:
+    if not (isinstance(scores, dict) and all(isinstance(score, Tensor) for score in scores.values())):
+        raise UserError(f"The {what} score is no dict of tensors: a scorer returns parameter name -> score.")
+
+
+def _check_finite(what: str, scores: Scores) -> None:
+    for name, score in scores.items():
+        # A sum is finite only where all are, and costs a tenth; it may overflow where none is at fault.
+        if not score.sum().isfinite() and not score.isfinite().all():
+            raise UserError(f"The {what} score of {name} is not finite (NaN or infinite): the network's signal or gradient "
+                            "overflows in this precision, or its weights or the images are not finite.")
 
 
 def check_scores(what: str, scores: Scores, chosen: dict[str, nn.Parameter]) -> None:
