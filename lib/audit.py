@@ -5,6 +5,7 @@ Here the questions of `QUESTIONS`, which a `lib.study.Study` asks of a network a
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from lib.scorers.synflow import flow, synflow, synflow_run
 from lib.store import Store
 from lib.study import Answer, Rows, Study
 
-# Compressions at which kept sets are compared, as far as a network can be pruned.
+# Compressions at which kept sets are compared, here and in the notebooks, as far as a network can be pruned.
 RATIOS = (4, 16, 64)
 # Numbers of images that OBD's kept sets are compared for, as far as the training set goes.
 IMAGES = (128, 512, 2048)
@@ -100,9 +101,9 @@ def _kept(cell: Cell, images: data.Data, batch_of: Cell | None = None) -> dict[f
 def _overlap(study: Study, images: data.Data) -> Rows:
     """All methods in all readings against each other."""
     kept = {name: _kept(study.cell(name), images) for name in methods.METHODS}
-    names = list(kept)
+    ratios = next(iter(kept.values()))
     return [{"ratio": ratio, "first": first, "second": second, "jaccard": jaccard(kept[first][ratio], kept[second][ratio])}
-            for ratio in kept[names[0]] for i, first in enumerate(names) for second in names[i + 1:]]
+            for ratio in ratios for first, second in itertools.combinations(kept, 2)]
 
 
 def _variation(study: Study, images: data.Data) -> Rows:

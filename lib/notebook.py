@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib import UserError, audit, data, experiment, figures, methods, profile, pruning, sweep, tables
+from lib.audit import RATIOS
 from lib.experiment import SCORE_IMAGES, Cell, Record
 from lib.profile import NOTEBOOKS, Profile
 from lib.pruning import Masks
@@ -22,8 +23,6 @@ from lib.scorers.common import Scores, call, leaves, weights
 from lib.store import Store
 from lib.study import Answer
 
-# Compressions of the pictures and of the comparisons of masks, as far as a network can reach them.
-RATIOS = (4, 16, 64)
 # At most so many images for OBD's curvature in the pictures: the whole of MNIST would take minutes.
 OBD_IMAGES = 256
 Kept = dict[float, Masks]   # compression -> masks
