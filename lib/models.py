@@ -1,8 +1,7 @@
 """The three architectures of the thesis: a CNN (Table 4.1), VGG-16 and the CIFAR ResNets.
 
 Layers are defined in the order in which the released code defines them, so that `state_dict`, the definition order
-of ties and the neighbours of lookahead pruning agree with it. Every ReLU and every pooling is a module: the mask
-audit (`pruning.report`) replaces them on a copy.
+of ties and the neighbours of lookahead pruning agree with it.
 """
 
 import math
