@@ -47,7 +47,7 @@ def answers(found: Iterable[Answer], question: str) -> pd.DataFrame:
     """The rows of all answers to a question, each with its network, method and seed."""
     return pd.DataFrame([{"dataset": answer.study.dataset, "model": answer.study.model, "method": answer.study.method,
                           "seed": answer.study.seed} | row
-                         for answer in found if answer.study.question == question for row in answer.rows] or None)
+                         for answer in found if answer.study.question == question for row in answer.rows])
 
 
 def _tabled(make: Callable[..., Table]) -> Callable[..., Table]:

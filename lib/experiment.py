@@ -350,8 +350,7 @@ def digest(masks: pruning.Masks) -> str:
 
 @lru_cache(maxsize=2)
 def _subset(dataset: str, train_images: int | None, root: str | None) -> data.Data:
-    loaded = data.load(dataset, root)
-    return loaded if train_images is None else loaded.first(train_images)
+    return data.load(dataset, root).first(train_images)
 
 
 def images_of(cell: Cell, root: str | None = None) -> data.Data:

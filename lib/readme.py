@@ -64,7 +64,7 @@ def _frame(name: str) -> pd.DataFrame:
 def _seeds(frame: pd.DataFrame) -> str:
     """The seeds that have pruned cells: those of the unpruned networks alone say nothing of a method."""
     seeds = frame.loc[frame["done"] & (frame["base"] != "Dense"), "seed"].unique()
-    return f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds) or 'none yet'}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds)) or 'none yet'}"
 
 
 def _done(frame: pd.DataFrame) -> str:
@@ -76,10 +76,6 @@ def _reduced(frame: pd.DataFrame) -> str:
     shown = int(frame["trained_as"].notna().sum())
     facts = tables.reduced(frame) + [f"{shown} served by another's training"] * (shown > 0)
     return "".join(f", {fact}" for fact in facts)
-
-
-def _listed(items) -> str:
-    return ", ".join(map(str, items))
 
 
 def _ranking(reading: str, frame: pd.DataFrame) -> str:

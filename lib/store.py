@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -145,7 +145,8 @@ def _kind(paths: list[Path]) -> type:
     answers = set()
     for path in paths:
         with suppress(OSError), open(path, "rb") as file:  # what is wrong with it, reading it says
-            answers |= {b'"study":' in first for first in islice(file, 1) if first.endswith(b"\n")}
+            if (first := file.readline()).endswith(b"\n"):
+                answers.add(b'"study":' in first)
     if len(answers) > 1:
         raise UserError("Records (results.jsonl) and answers (audit.jsonl) do not go into one store: merge them apart.")
     return Answer if True in answers else Record
