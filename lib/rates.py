@@ -224,7 +224,7 @@ def diagram(frame: pd.DataFrame, rates: Iterable[float | None]) -> Figure:
                         rows.loc[rows["method"] == "Dense", column].astype(float).mean())
         by = _by_seeds(frame, rates).replace("compared by ", "")
         axis.set_title(f"learning rate {rate:g}{by}\n({_agreeing(rows)})")
-    axes[0].set_ylabel("top-1 accuracy (%)")
+    axes[0].set_ylabel(f"top-1 accuracy (%), best epoch × {tables.factor_of(rows, 'run'):.5f}")
     axes[0].set_ylim(0, 105)
     figure.data = pd.concat(parts, ignore_index=True)
     figures.finish(figure, axes, rows, dataset, "cnn", "@run, the thesis's top four against the rest", counted)

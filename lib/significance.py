@@ -214,9 +214,11 @@ def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
         _draw(axis, comparison)
         _draw_levels(axis, tables.select(frame, dataset, model), dataset, comparison)
         axis.set_title(f"{figures.PANELS[comparison.reading]}\n({_told(comparison)})")
-        axis.set_xlabel("top-1 accuracy (%)")
+        factor = tables.factor_of(tables.select(frame, dataset, model), comparison.reading)
+        axis.set_xlabel("top-1 accuracy (%)" + (f", best epoch × {factor:.5f}" if factor < 1 else ""))
     bar = f"\nbar: not told apart from the first (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
-    figure.suptitle(f"{tables.network_label(dataset, model)}: {_at(found[0].ratios)}, a dot per seed{bar}")
+    network = tables.network_label(dataset, model)
+    figure.suptitle(f"{network}: {_at(found[0].ratios)}, a dot per seed, a tick at their mean{bar}")
     figure.asked = any(comparison.seeds for comparison in found)
     figure.data = pd.concat([comparison.values.rename_axis(index="seed", columns="base").stack().rename("top1").reset_index()
                              .assign(reading=comparison.reading) for comparison in found], ignore_index=True)
@@ -227,7 +229,7 @@ def _told(found: Comparison) -> str:
     seeds = f"{len(found.values)} of {len(found.seeds)} seeds"
     if not found.testable:
         return f"{seeds}: nothing can be told apart"
-    return f"{seeds}; Nemenyi's CD {found.critical_difference:.1f} of {len(found.names) - 1} ranks"
+    return f"{seeds};\nNemenyi's critical difference: {found.critical_difference:.1f} of {len(found.names) - 1} ranks"
 
 
 def _draw(axis: plt.Axes, found: Comparison) -> None:

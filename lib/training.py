@@ -105,7 +105,8 @@ def diagram(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[flo
         axis.set_xlabel("epoch")
     axes[0, 0].set_ylim(0, 105)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{network_label(dataset, model)}: test accuracy over the epochs, in brackets what the last brought")
+    network = network_label(dataset, model)
+    figure.suptitle(f"{network}: @run over the epochs; thin: each seed; in brackets: what the last brought")
     figure.data = pd.concat(parts, ignore_index=True)
     figure.asked = len(figure.data) > 0
     return figure
