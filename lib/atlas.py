@@ -15,7 +15,7 @@ from lib import methods, tables
 from lib.experiment import Record
 from lib.figures import LOOKS, PAGE, drawing
 from lib.study import Answer
-from lib.tables import DASH, Table, network_label, thesis
+from lib.tables import DASH, Table, network_label
 
 HYPOTHESES = {"ties": "ties at the threshold are kept", "two_sided": "two-sided mask"}
 # Colours that no method has: of what is as released and what is exact, and of scores above and below 0.
@@ -247,10 +247,8 @@ def maximal(found: pd.DataFrame, first: int | None = None) -> list[str]:
 @_tabled
 def chance_table(frame: pd.DataFrame) -> Table:
     """The entries of Tables 4.2-4.5 at chance level, and what the masks of the `@run` reading say to them."""
-    printed = thesis()
-    chance = printed["dataset"].map({"cifar10": 9.89, "cifar100": 0.99})
     lines = []
-    for entry in printed[printed["top1"] == chance].itertuples():
+    for entry in tables.printed_at_chance().itertuples():
         rows = frame[(frame["dataset"] == entry.dataset) & (frame["model"] == entry.model)
                      & (frame["method"] == f"{entry.method}@run") & (frame["ratio"] == entry.compression)]
         states = [CLOSED if row.collapsed else BYPASSED if row.empty else NEITHER for row in rows.itertuples()]

@@ -142,6 +142,8 @@ class Record:
         last = record.cell.epochs if diverged is None else diverged
         if len(record.history) != (last + 1 if record.cell.epochs else 0):
             raise ValueError(f"its history is not that of {last} epochs")
+        if not record.report["compression"] >= 1:
+            raise ValueError("its report has no compression")
         return record
 
     def summary(self) -> str:

@@ -162,12 +162,13 @@ def _claims() -> tables.Table:
 
 def claims_page() -> str:
     """outputs/claims.md."""
+    paper = _frame("paper")
     return ("# What the thesis claims, and what the cells say\n\nWritten by `python -m lib.readme` from the stores; in "
             "square brackets the store that decides. Accuracies: top-1 in percent, for `@run` as the thesis counts. With "
             "several seeds, the verdict is on their means; in brackets how many they are. “Does not arise”: published masks "
-            "are exact by definition, so a claim about an error of the compression has no object there. A network has "
-            "collapsed where its mask lets nothing pass. Of the paper store: "
-            f"{', '.join(tables.reduced(_frame('paper')))}; what that moves, the README tells.\n\n{_claims().markdown()}")
+            "are exact by definition, so a claim about an error of the compression has no object there, nor has one about "
+            "the numbers that the released code gave. A network has collapsed where its mask lets nothing pass. The paper "
+            f"store: {_done(paper)}{_reduced(paper)}; what a precision moves, the README tells.\n\n{_claims().markdown()}")
 
 
 def _links(name: str) -> str:

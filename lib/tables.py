@@ -234,6 +234,12 @@ def thesis() -> pd.DataFrame:
     return _thesis().copy()
 
 
+def printed_at_chance() -> pd.DataFrame:
+    """The entries of Tables 4.2-4.5 whose top-1 is at chance level in the thesis's accounting."""
+    printed, factor = thesis(), thesis_factor(10_000)
+    return printed[[at_chance(top1, dataset, factor=factor) for top1, dataset in zip(printed["top1"], printed["dataset"])]]
+
+
 @functools.cache
 def _thesis() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).parent.parent / "published" / "thesis.csv", dtype={"table": str})

@@ -77,7 +77,7 @@ def test_the_records_of_a_network_share_the_sizes_of_its_layers():
     {}, {"sizes": {}}, {"sizes": {"a": 1}}, {"kept": {"a": 1}}, {"sizes": {"a": 1}, "kept": {"b": 1}}])
 def test_a_report_without_layers_is_read_as_it_is(report):
     cell = replace(CELL, epochs=0)
-    record = Record(cell.key, experiment.VERSION, cell, report, [], 10)
+    record = Record(cell.key, experiment.VERSION, cell, report | {"compression": 4.0}, [], 10)
     assert Record.from_json(record.to_json()) == record
 
 

@@ -370,8 +370,9 @@ def test_merge_writes_through_a_link(tmp_path, path):
     lambda made: made["history"][0].pop("top1"), lambda made: made["history"][0].update(top1=101),
     lambda made: made["history"][0].update(top1="7"), lambda made: made["history"][0].update(top5=6),
     lambda made: made.update(history=[]), lambda made: made["history"].pop(),
-    lambda made: made["run"].update(diverged=0)])
-def test_a_record_whose_counts_or_epochs_are_none_is_refused_with_its_line(path, damage):
+    lambda made: made["run"].update(diverged=0), lambda made: made.update(report={}),
+    lambda made: made["report"].update(compression=None), lambda made: made["report"].update(compression=0.5)])
+def test_a_record_with_other_contents_than_its_cell_has_is_refused_with_its_line(path, damage):
     made = json.loads(record(1).to_json())
     damage(made)
     path.write_text(lines(record(0)) + json.dumps(made) + "\n")
