@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib import methods, tables
 from lib.experiment import Record
-from lib.figures import LOOKS, PAGE, drawing
+from lib.figures import PAGE, drawing, look
 from lib.study import Answer
 from lib.tables import DASH, Table, network_label
 
@@ -68,6 +68,11 @@ def of(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
 
 def _title(pair: str) -> str:
     return network_label(*pair.split("/"))
+
+
+def _seed(rows: pd.DataFrame) -> str:
+    """For a title: of which seed answers are."""
+    return "".join(f", seed {seed}" for seed in rows["seed"].unique())
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -209,7 +214,7 @@ def critical_compression(found: pd.DataFrame) -> Figure:
         rows = of(found, pair)
         for by, face in (("layers", "white"), ("path", None)):
             for _, line in rows[rows["by"] == by].iterrows():
-                colour = LOOKS.get(line["method"], ("#777777",))[0]
+                colour = look(line["method"])[0]
                 height = names.index(line["method"])
                 axis.plot(line["rho"], height, ">" if _unbroken(line) else "o", color=colour,
                           markerfacecolor=face or colour, markersize=5)
@@ -220,6 +225,7 @@ def critical_compression(found: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_yticks(range(len(names)), names)
         axis.set_title(_title(pair).replace(" on ", "\n"))
+    figure.suptitle(f"How far each method prunes before collapse{_seed(found)}")
     figure.supxlabel("critical compression ρ$_{cr}$ of the prunable weights (● path left, ○ no layer empty, ▶ at least)",
                      fontsize=8)
     figure.data = found.drop(columns="whole_again")
@@ -291,9 +297,10 @@ def signed_scores(found: pd.DataFrame, pair: str, ratio: float = 16) -> Figure:
         axis.set_title(f"{name}\n{_zeros(its)}")
     axes[0, 0].set_ylabel("number of weights")
     handles = [plt.Line2D([], [], color=EXACT, linestyle="--"), plt.Line2D([], [], color=RELEASED, linestyle=":")]
-    figure.legend(handles, [f"exact count, r = {ratio:g}", "released, ± t"], loc="outside lower right", ncols=2)
+    figure.legend(handles, [f"at r = {ratio:g}: exact count", "released, ± t"], loc="outside lower right", ncols=2)
     figure.supxlabel("score", fontsize=8)
-    figure.suptitle(f"{_title(pair)}: signed scores, logarithmic to both sides of 0")
+    figure.suptitle(f"{_title(pair)}{_seed(rows)}: signed scores, logarithmic to both sides of 0; the bars next to it hold "
+                    "all that is smaller", fontsize=8)
     figure.data = rows[rows["what"] == "bar"][["method", "sign", "from", "to", "weights"]]
     return figure
 
@@ -313,11 +320,12 @@ def zeros_by_layer(found: pd.DataFrame) -> Figure:
         for name, rows in of(layers, pair).groupby("method", sort=False):
             base, style = methods.get(name).base, {"published": "-", "written": "-.", "run": "--"}[methods.get(name).reading]
             percent = 100 * rows["zeros"] / rows["weights"]
-            axis.plot(range(1, len(rows) + 1), percent, style, color=LOOKS[base][0], label=name)
+            axis.plot(range(1, len(rows) + 1), percent, style, color=look(base)[0], label=name)
         axis.set_title(_title(pair).replace(" on ", "\n"))
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes[0, 0].set_ylabel("scores exactly 0 (%)")
+    figure.suptitle(f"Scores that are exactly 0{_seed(layers)}")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     figure.data = layers[["dataset", "model", "method", "layer", "weights", "zeros"]]
@@ -344,7 +352,7 @@ def two_hypotheses(found: pd.DataFrame, frame: pd.DataFrame, pair: str) -> Figur
         axis.set_xticks(at.index, [f"{ratio:g}" for ratio in at.index])
         axis.set_xlabel("compression r asked for")
         axis.set_title(name)
-        parts.append(at[["ties", "two_sided"]].assign(method=name).join(seen.groupby("ratio")["reached"].mean()))
+        parts.append(at[["ties", "two_sided"]].assign(method=name).join(seen.set_index("ratio")[["seed", "reached"]]))
     axes[0, 0].set_ylabel("$(r_e - r)/r$ (%), by masks")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"{_title(pair)}: two hypotheses for the missing compression")
@@ -357,15 +365,16 @@ def depths(found: pd.DataFrame) -> Figure:
     """SynFlow's R and largest score over depth, float32 and float64; a mark at the top edge is not finite."""
     rows = found.assign(depth=found["network"].str.removeprefix("resnet").astype(int))
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.0), sharey=True)
-    limit, top = float(torch.finfo(torch.float32).max), 10 * rows[["flow", "largest"]].max().max()
+    limit = float(torch.finfo(torch.float32).max)
     ticks = sorted(rows["depth"].unique())
-    for axis, column, name in zip(axes, ("flow", "largest"), ("R", "largest score"), strict=True):
+    for axis, column, name in zip(axes, ("flow", "largest"), ("flow R (eq. 3.7)", "largest score"), strict=True):
         for precision, marker, colour in (("float64", "o", EXACT), ("float32", "x", RELEASED)):
             its = rows[rows["precision"] == precision]
             axis.plot(its["depth"], its[column], marker, color=colour, label=precision, markerfacecolor="none")
             lost = its[its[column].isna()]["depth"].unique()
             if len(lost):
-                axis.plot(lost, [top] * len(lost), "^", color=colour, label=f"{precision}: not finite")
+                axis.plot(lost, [1] * len(lost), "^", color=colour, label=f"{precision}: not finite", clip_on=False,
+                          transform=axis.get_xaxis_transform())    # on the edge: it has no value
         axis.axhline(limit, color="#555555", linestyle=":", linewidth=0.9)
         axis.annotate("largest float32", (110, limit), fontsize=7, ha="right", va="bottom", color="#555555")
         axis.set_yscale("log")
@@ -387,7 +396,7 @@ def one_round_or_many(found: pd.DataFrame, pair: str) -> Figure:
     figure, axes = plt.subplots(1, len(ratios), figsize=(PAGE, 2.7), sharey=True, squeeze=False)
     floor = (rows["kept"] / rows["size"])[rows["kept"] > 0].min() / 2
     for ratio, axis in zip(ratios, axes[0], strict=True):
-        colour = LOOKS["SynFlow"][0]
+        colour = look("SynFlow")[0]
         for rounds, style, face in ((1, "--", "white"), (100, "-", colour)):
             its = rows[(rows["ratio"] == ratio) & (rows["rounds"] == rounds)].reset_index(drop=True)
             density = its["kept"] / its["size"]
@@ -402,7 +411,7 @@ def one_round_or_many(found: pd.DataFrame, pair: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("density (× = empty)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"{_title(pair)}: SynFlow, one round and a hundred")
+    figure.suptitle(f"{_title(pair)}{_seed(rows)}: SynFlow, one round and a hundred")
     figure.data = rows[["ratio", "rounds", "layer", "kept", "size"]]
     return figure
 
@@ -424,7 +433,7 @@ def overlap_map(found: pd.DataFrame, pair: str, ratio: float) -> Figure:
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axis.set_yticks(range(len(names)), names, fontsize=6)
     figure.colorbar(image, ax=axis, label="kept by both / kept by either", shrink=0.6)
-    axis.set_title(f"{_title(pair)}: overlap of kept sets, r = {ratio:g}")
+    axis.set_title(f"{_title(pair)}{_seed(rows)}: overlap of kept sets, r = {ratio:g}")
     figure.data = matrix.rename_axis("method").reset_index()
     return figure
 

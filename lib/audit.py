@@ -142,13 +142,14 @@ def _critical(study: Study, images: data.Data) -> Rows:
     cell, method = study.cell(), methods.get(study.method)
     model = experiment.network(cell, images)
     scores = experiment.scores(cell, model, images) if method.rounds == 1 else None
+    batch = experiment.scoring_batch(cell, images)
     total, layers, fixed = pruning.totals(model)
     weights = total - fixed
     seen: dict[int, dict[str, bool]] = {}
 
     def whole(kept: int, by: str) -> bool:
         if kept not in seen:
-            seen[kept] = collapse.whole(model, collapse.masks_keeping(model, method, scores, kept))
+            seen[kept] = collapse.whole(model, collapse.masks_keeping(model, method, scores, kept, batch))
         return seen[kept][by]
 
     per_octave = collapse.PER_OCTAVE if method.rounds == 1 else 1   # a point costs as much as all of its rounds

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lib import paths, pruning
 from lib.methods import Method
@@ -51,12 +51,14 @@ def critical(whole: Callable[[int], bool], weights: int, layers: int, per_octave
     return Critical(weights / high, high, weights / low, again)
 
 
-def masks_keeping(model: nn.Module, method: Method, scores: Scores | None, kept: int) -> Masks:
-    """The method's masks of exactly `kept` prunable weights: from its scores or, of several rounds, from the model."""
+def masks_keeping(model: nn.Module, method: Method, scores: Scores | None, kept: int,
+                  batch: tuple[Tensor | None, Tensor | None] = (None, None)) -> Masks:
+    """The method's masks of exactly `kept` prunable weights: from its scores or, of several rounds, from the model and the
+    batch of images and labels."""
     total, _, fixed = pruning.totals(model)
     compression = total / (fixed + kept)
     if method.rounds > 1:
-        return pruning.masks(model, method, None, None, compression)
+        return pruning.masks(model, method, *batch, compression)
     return pruning.select(model, method, scores, compression, None)
 
 

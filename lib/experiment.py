@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lib import UserError, data, methods, models, pruning, stack, trainer
 from lib.scorers import SCORERS, needs_data
+from lib.scorers.common import check_batchnorm
 
 # Raised when the meaning of a computation changes: records of another version are not found and are computed again.
 VERSION = 1
@@ -30,19 +31,26 @@ SCORE_IMAGES = 128
 
 @dataclass(frozen=True)
 class Cell:
-    """What is computed. Its fields, and nothing else, make the key; where and how it ran stands in `Record.run`."""
+    """What is computed. Its fields, and nothing else, make the key; where and how it ran stands in `Record.run`.
+
+    dataset, model, method: names, as `data.load`, `models.build` and `methods.get` take them.
+    compression: r, all parameters over those that are left; 1 is the unpruned network. seed: of everything random.
+    epochs: 0 makes and audits the mask alone. learning_rate: of SGD, constant. width: multiplies channels.
+    score_images: training images that the score sees. train_images: the first so many of the training set; None: all.
+    Raises `UserError` for a name that is unknown and for a number that is none or out of range.
+    """
 
     dataset: str
     model: str
     method: str
     compression: float
     seed: int
-    epochs: int                       # 0: masks only
+    epochs: int
     learning_rate: float
     batch_size: int = 128
     width: float = 1.0
-    score_images: int = SCORE_IMAGES  # training images that the score sees
-    train_images: int | None = None   # the first so many of the training set; None: all
+    score_images: int = SCORE_IMAGES
+    train_images: int | None = None
 
     def __post_init__(self):
         for name, kind in _NUMBERS.items():
@@ -189,6 +197,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
     Raises `UserError` for a data set that is not there or a compression out of reach.
     """
     began = time.perf_counter()
+    trainer.check_precision(precision)
     images = images_of(cell, data_root)
     model = network(cell, images).to(device)
     masks = masks_of(cell, model, images)
@@ -315,12 +324,22 @@ def scoring_batch(cell: Cell, images: data.Data) -> tuple[Tensor, Tensor]:
     return trainer.batch(images, index, generator(cell, "augmentation") if method.reading == "run" else None)
 
 
+def check_score_images(cell: Cell, images: data.Data) -> None:
+    """Raises `UserError` where OBD's curvature asks for more than these images, or for so many that BatchNorm gets a last
+    chunk of one."""
+    if cell.score_images > (there := len(images.train_labels)):
+        raise UserError(f"{cell} is scored on {cell.score_images} images, but there are {there}: lower obd_images, or make "
+                        "it null, for all.")
+    check_batchnorm(architecture(cell, images).train(), cell.score_images % pruning.CALIBRATION_CHUNK)
+
+
 def masks_of(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> pruning.Masks:
     """The cell's masks. batch_of: a cell whose scoring batch, another seed's, is used in place of the cell's own."""
     method = methods.get(cell.method)
     pruning.kept_count(model, cell.compression)
     if method.rounds > 1:
-        return pruning.masks(model, method, None, None, cell.compression)
+        batch = [tensor.to(next(model.parameters()).device) for tensor in scoring_batch(batch_of or cell, images)]
+        return pruning.masks(model, method, *batch, cell.compression, generator(cell, "score"))
     found = scores(cell, model, images, batch_of)
     return pruning.select(model, method, found, cell.compression, generator(cell, "random mask"))
 

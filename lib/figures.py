@@ -2,7 +2,7 @@
 
 Every drawing function returns a matplotlib figure whose `data` attribute is the frame behind it. A method has
 the same colour, marker and line everywhere: colours by family (after Paul Tol's "muted" scheme, made for
-colour-blind readers), solid lines and full markers for global scope, dashed and open for layer-wise.
+colour-blind readers), full markers for global scope, dashed lines and open markers for layer-wise.
 """
 
 import functools
@@ -35,9 +35,26 @@ LOOKS = {
     "LAMP": ("#44AA99", "v"), "OBD": ("#117733", "P"), "SNIP": ("#CC6677", "*"), "GraSP": ("#882255", "X"),
     "SynFlow": ("#AA4499", "p"),
 }
+# Method -> line, where colours come near one another to an eye that lacks red or green.
+_LINES = {"SNIP": "-.", "GraSP": "-.", "OBD": (0, (1, 1)), "SynFlow": (0, (1, 1))}
 CELL = ["method", "compression", "seed", "learning_rate"]   # what tells the cells of one network apart
 CUT, BAR = "#EE7733", "#CCCCCC"     # of thresholds and histograms: no method has them
 PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
+
+
+# For methods of one's own, in the table's order.
+_SPARE = (("#CC3311", "h"), ("#009988", "<"), ("#EE3377", ">"), ("#777777", "d"))
+
+
+def look(base: str) -> tuple[str, str]:
+    """The colour and the marker of a method."""
+    own = [each for each in tables.bases() if each not in LOOKS]
+    return LOOKS.get(base) or _SPARE[own.index(base) % len(_SPARE)]
+
+
+def line_of(base: str) -> str | tuple:
+    """The line of a method, as matplotlib takes it."""
+    return "--" if base.startswith("Layer") else _LINES.get(base, "-")
 
 
 def style():
@@ -127,8 +144,7 @@ def accuracy_curves(frame: pd.DataFrame, dataset: str, model: str, metric: str =
     highest = axes[0].get_ylim()[1] if any(map(len, parts)) else 100
     axes[0].set_ylim(40 if chance > 40 else 0, max(highest, 1.3 * chance))
     figure.data = pd.concat(parts, ignore_index=True)
-    what = " · ".join([f"{metric.replace('top', 'top-')} accuracy", *tables.reduced(rows)])
-    finish(figure, axes, rows, dataset, model, what, counted)
+    finish(figure, axes, rows, dataset, model, f"{metric.replace('top', 'top-')} accuracy", counted, tables.reduced(rows))
     return figure
 
 
@@ -181,24 +197,25 @@ def ratios_of(rows: pd.DataFrame) -> list[float]:
 
 def draw_lines(axis: plt.Axes, rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """One line per method, broken where a ratio is missing, with its band over seeds: the mean's 95 % interval or, where
-    an accuracy's would leave 0 to 100 %, the range of the seeds. Returns the numbers drawn."""
+    an accuracy's would go beyond what is possible, the range of the seeds. Returns the numbers drawn."""
     points = tables.expand(rows).astype({column: float})
     found = tables.summary(points, column)
+    found = found[found.groupby("base")["compression"].transform("max") > 1]    # a method is its pruned networks
     order = tables.bases()
     found = found.sort_values(["base", "compression"], key=lambda values: values.map(order.index)
                               if values.name == "base" else values, kind="stable")
-    ranges = tables.leaves_percent(found) & column.startswith("top")
-    found["lower"] = (found["mean"] - found["half"]).mask(ranges, found["least"])
-    found["upper"] = (found["mean"] + found["half"]).mask(ranges, found["most"])
+    found["ranged"] &= column.startswith("top")
+    found["lower"] = (found["mean"] - found["half"]).mask(found["ranged"], found["least"])
+    found["upper"] = (found["mean"] + found["half"]).mask(found["ranged"], found["most"])
     for base, line in found.groupby("base", sort=False):
-        colour, marker = LOOKS.get(base, ("#777777", "h"))
+        colour, marker = look(base)
         layerwise = base.startswith("Layer")
         line = line.set_index("compression").reindex(ratios_of(points[points["base"] == base]))
         axis.plot(line.index, line["mean"], color=colour, marker=marker, label=base,
-                  linestyle="--" if layerwise else "-", markerfacecolor="white" if layerwise else colour,
+                  linestyle=line_of(base), markerfacecolor="white" if layerwise else colour,
                   markeredgewidth=0.8, markersize=6.5 if marker == "*" else 4, zorder=3)
         _draw_band(axis, line, colour)
-    columns = ["base", "method", "reading", "compression", "value", "mean", "half", "least", "most", "seeds"]
+    columns = ["base", "method", "reading", "compression", "value", "mean", "half", "least", "most", "ranged", "seeds"]
     return found.assign(value=column)[columns]
 
 
@@ -223,8 +240,9 @@ def draw_levels(axis: plt.Axes, chance: float, dense: float) -> None:
 
 
 def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, model: str, what: str,
-            counted: list[pd.DataFrame]) -> None:
-    """The axis of ratios, one legend outside, and a title that says what is missing, what stands in and what a band is."""
+            counted: list[pd.DataFrame], trained: Iterable[str] = ()) -> None:
+    """The axis of ratios, one legend outside, and a title that says what is missing, how cells were trained and what a band
+    is."""
     ratios = ratios_of(rows) or list(tables.RATIOS)
     for axis in axes:
         axis.set_xlabel("compression ratio r asked for")
@@ -239,21 +257,29 @@ def finish(figure: Figure, axes: np.ndarray, rows: pd.DataFrame, dataset: str, m
     cells = pd.concat(counted).drop_duplicates(CELL)    # panels share the unpruned networks
     k, n = int(cells["there"].sum()), len(cells)
     figure.asked = n > 0
-    if k == 0:    # empty axes would tell no more than the title does
-        figure.clear()
-        figure.set_size_inches(PAGE, 0.35)
     missing = "no such cells in this profile" if n == 0 else f"{k} of {n} cells" if k < n else ""
-    parts = [f"{tables.network_label(dataset, model)}: {what}", missing]
-    figure.suptitle(" · ".join(filter(None, parts)) + _band_of(figure.data))
+    seeds = rows.loc[rows["done"].astype(bool), "seed"].unique()
+    parts = [f"{tables.network_label(dataset, model)}: {what}", f"seed {seeds[0]}" if len(seeds) == 1 else "", missing]
+    title = "\n".join(filter(None, (" · ".join(filter(None, parts)), ", ".join(trained), _band_of(figure.data))))
+    if k:
+        figure.suptitle(title)
+    else:
+        one_line(figure, title)
+
+
+def one_line(figure: Figure, title: str) -> None:
+    """Leaves of a figure a title alone: empty axes would tell no more."""
+    figure.clear()
+    figure.set_size_inches(PAGE, 0.35)
+    figure.suptitle(title)
 
 
 def _band_of(drawn: pd.DataFrame) -> str:
-    """What the bands of a figure are, as a second line of its title."""
+    """What the bands of a figure are, as a line of its title."""
     if drawn.empty or drawn["seeds"].max() < 2:
         return ""
-    ranges = drawn["value"].str.startswith("top") & tables.leaves_percent(drawn)
-    told = f"; {tables.RANGE}" if ranges.any() else ""
-    return f"\nmean and 95 % interval (Student's t{told}) over {tables.over(drawn['seeds'])}"
+    told = ", or their range where that is impossible" if drawn["ranged"].any() else ""
+    return f"mean; band: 95 % interval (Student's t) over {tables.over(drawn['seeds'])}{told}"
 
 
 # ---- Pictures of scores and masks --------------------------------------------------------------------------

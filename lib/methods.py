@@ -6,11 +6,12 @@ it, faults included. `GlobalLAP` and both `Act` have no paper to follow: their p
 A method of your own is one more row, and a score in `scorers.SCORERS` if it needs a new one: the README shows how.
 """
 
+import re
 from dataclasses import dataclass
 
 from lib import UserError
 from lib.models import INITS
-from lib.scorers import SCORERS, needs_data
+from lib.scorers import SCORERS
 
 # How the network runs while it is scored.
 MODES = {
@@ -23,16 +24,25 @@ MODES = {
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: how weights are scored, and how a mask is made of the scores. Raises `UserError` for a value
-    that is not one of those below."""
+    """A row of the table: how weights are scored, and how a mask is made of the scores.
+
+    name: with its reading, as in "SNIP@run" or "SNIP@written"; without one it is the published reading.
+    score: a key of `scorers.SCORERS`; None: nothing is pruned.
+    scope: "global": all prunable weights compete; "layer": each layer keeps the same share.
+    rounds: score and prune so often, on SynFlow's exponential schedule; what is gone stays gone.
+    init: the initial weights, a key of `models.initialise`: "own", "variance_scaling", "xavier_normal".
+    mode: how the network runs while it is scored, a key of `MODES`.
+    selection: "exact": the K best; "quantile": the released two-sided rule; "bernoulli": by chance.
+    Raises `UserError` for any other value.
+    """
 
     name: str
-    score: str | None           # key of scorers.SCORERS; None: nothing is pruned
-    scope: str = "global"       # "global": all prunable weights compete; "layer": each layer keeps the same share
-    rounds: int = 1             # score and prune so often, on an exponential schedule (SynFlow)
-    init: str = "own"           # initial weights, a key of models.initialise
-    mode: str = "train"         # see MODES
-    selection: str = "exact"    # "exact": the K best; "quantile": the released two-sided rule; "bernoulli": by chance
+    score: str | None
+    scope: str = "global"
+    rounds: int = 1
+    init: str = "own"
+    mode: str = "train"
+    selection: str = "exact"
 
     def __post_init__(self):
         known = {"score": (None, *SCORERS), "scope": ("global", "layer"), "init": INITS, "mode": MODES,
@@ -41,11 +51,13 @@ class Method:
             if getattr(self, name) not in values:
                 raise UserError(f"The {name} of {self.name} is {getattr(self, name)!r}: it must be one of "
                                 f"{', '.join(map(str, values))}.")
-        alone = self.score not in (None, "random") and not needs_data(self.score)
-        plain = alone and (self.scope, self.selection) == ("global", "exact")
-        if self.rounds < 1 or self.rounds > 1 and not plain:
-            raise UserError(f"{self.name} cannot have {self.rounds} rounds: more than one needs a score without data or "
-                            "chance, the global scope and the exact selection.")
+        if not re.fullmatch(r"\w[\w.+-]*(@written|@run)?", self.name) and self.score:
+            raise UserError(f"A method cannot be named {self.name!r}: letters and digits, and for its readings @written and "
+                            "@run, which every table knows.")
+        plain = self.score not in (None, "random") and (self.scope, self.selection) == ("global", "exact")
+        if not isinstance(self.rounds, int) or self.rounds < 1 or self.rounds > 1 and not plain:
+            raise UserError(f"{self.name} cannot have {self.rounds} rounds: it must be a whole number, and more than one "
+                            "needs a score that is not by chance, the global scope and the exact selection.")
 
     @property
     def base(self) -> str:
@@ -110,7 +122,7 @@ class UnknownMethod(UserError):
 
 def get(name: str) -> Method:
     """The method of that name; raises `UnknownMethod`, a `UserError`, for a name that is not in the table."""
-    found = METHODS.get(name) or next((method for method in DENSE.values() if method.name == name), None)
+    found = next((method for method in (*METHODS.values(), *DENSE.values()) if method.name == name), None)
     if found is None:
         raise UnknownMethod(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     return found

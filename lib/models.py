@@ -5,6 +5,7 @@ of ties and the neighbours of lookahead pruning agree with it.
 """
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
     """
     if name not in NAMES:
         raise UserError(f"Unknown model {name!r}: choose one of {', '.join(NAMES)}.")
-    numbers = isinstance(num_classes, int) and isinstance(width, (int, float))
+    numbers = isinstance(num_classes, Integral) and isinstance(width, Real)
     if not numbers or num_classes < 2 or not 0 < width < math.inf:
         raise UserError(f"A model needs at least 2 classes and a positive, finite width, not {num_classes!r} and {width!r}.")
     if name == "cnn":

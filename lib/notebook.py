@@ -1,6 +1,7 @@
 """What the method notebooks share: the cells of their methods, networks to look at, and comparisons of masks."""
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Iterable
@@ -50,7 +51,7 @@ class Chapter:
     @cached_property
     def cells(self) -> list[Cell]:
         """The profile's cells of this notebook's methods, in all their readings, with their unpruned networks."""
-        return self.grid.cells(list(self.bases))
+        return self.grid.cells(self.bases)
 
     @cached_property
     def records(self) -> list[Record]:
@@ -107,21 +108,21 @@ class Chapter:
     def audit(self, results: pd.DataFrame, *bases: str) -> tables.Table:
         """The compression that the store's masks reach, counted by masks, and the layers that they leave empty.
 
-        One row per network and ratio, one column per method and reading; over several seeds, the mean compression
-        and the worst case of the rest.
+        One row per network and ratio, one column per method and reading: the mean compression over the seeds, and in how
+        many of them a layer is empty and no path is left.
         """
         pruned = results[results["compression"] > 1]
         names, columns = profile.select(list(bases)), ["dataset", "model", "width", "compression"]
         rows = [{"network": _name(*network), "r": ratio}
                 | {name: _audited(group[group["method"] == name]) for name in names}
                 for (*network, ratio), group in pruned.groupby(columns, sort=False)]
-        return self.table(f"Compression reached by the masks of {', '.join(bases)}, where r was asked for.", rows,
-                          f"audit-{bases[0].lower()}")
+        return self.table(f"Compression reached by the masks of {', '.join(bases)}, where r was asked for, mean over seeds; "
+                          "in how many of them a layer is “empty” and “no path” is left.", rows, f"audit-{bases[0].lower()}")
 
     def cost(self) -> tables.Table:
         """What this notebook's cells cost, profile by profile, by the seconds that the stores have measured."""
         known = {name: profile.load(name) for name in profile.names()} | {self.grid.profile: self.grid}
-        rows = [{"profile": name} | _cost(grid.cells(list(self.bases)), self._store(name))
+        rows = [{"profile": name} | _cost(grid.cells(self.bases), self._store(name))
                 for name, grid in known.items()]
         return self.table("Cost of this notebook's cells, unpruned networks included. A dash: a pair of the profile has "
                           "no measured cell yet.", rows, "cost")
@@ -207,7 +208,8 @@ class Example:
             generator = experiment.generator(self.cell(method), "random mask")
             return pruning.select(self.network(method), row, self.scores(method), ratio, generator)
         if (method, ratio) not in self._rounds:   # a hundred scores: worth remembering
-            self._rounds[method, ratio] = pruning.masks(self.network(method), row, None, None, ratio)
+            self._rounds[method, ratio] = experiment.masks_of(
+                dataclasses.replace(self.cell(method), compression=ratio), self.network(method), self.images)
         return self._rounds[method, ratio]
 
     def readings(self, base: str) -> dict[str, Kept]:
@@ -297,8 +299,9 @@ def share(scores: Scores, condition) -> float:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{100 * float(value):.1f} %"
+    """A share as a percentage with one decimal, below a tenth of a percent with two digits."""
+    percents = 100 * float(value)
+    return f"{percents:.2g} %" if 0 < percents < 0.1 else f"{percents:.1f} %"
 
 
 def hessian_diagonal(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -353,9 +356,9 @@ def _audited(rows: pd.DataFrame) -> str:
     rows = rows[rows["done"]]
     if rows.empty:
         return tables.DASH
-    empty = int(rows["empty_layers"].max())
-    return (f"{rows['compression_achieved'].mean():.2f}" + (f", {empty} empty" if empty else "")
-            + (", collapsed" if rows["collapsed"].any() else ""))
+    counts = {"empty": int((rows["empty_layers"] > 0).sum()), "no path": int(rows["collapsed"].sum())}
+    told = [f"{name} {count}/{len(rows)}" for name, count in counts.items() if count]
+    return "; ".join([f"{rows['compression_achieved'].mean():.2f}", *told])
 
 
 def _cost(cells: list[Cell], store: Store) -> dict:

@@ -17,7 +17,7 @@ TEMPLATE = """{% extends 'lab/index.html.j2' %}
 math { font: 110% "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math }
 math[display=block] { margin: 0.8em 0 }
 mtd[columnalign=left] { text-align: left } mtd[columnalign=right] { text-align: right }
-.jp-RenderedHTML { overflow-x: auto } td:first-child { min-width: 6em }
+.jp-RenderedHTML { overflow-x: auto } td:first-child { min-width: 6em } .jp-RenderedHTML th[colspan] { text-align: center }
 .jp-RenderedHTML :is(td, th) { padding: 0.3em 0.35em; font-size: 92% } .highlight pre { white-space: pre-wrap }
 [mathvariant^=bold] { font-weight: bold } [mathvariant=monospace] { font-family: monospace; text-transform: none }
 </style>{% endblock %}

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lib import UserError
-from lib.scorers.common import input_shape, weights
+from lib.scorers.common import evaluating, idle, input_shape, weight_name, weights
 
 
 @torch.enable_grad()
@@ -16,10 +16,11 @@ def on_path(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Which kept weights lie on a path of kept weights from an input pixel to a logit, exact in position.
 
     One forward and backward pass in which every value is 0 or 1: on a copy, weights become their masks, biases 0,
-    norms, activations and dropout, where they are modules, the identity, pooling a mean (any input passes); after each layer
+    norms, activations and dropout the identity, pooling a mean (any input passes); after each layer
     the signal, and on the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive
     exactly if some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that
-    does not say by `input_shape` what it takes, and for a module of unknown kind that has parameters.
+    does not say by `input_shape` what it takes, and for a module of unknown kind that has parameters. What it cannot see in
+    a `forward` of one's own, `check_understood` finds.
     """
     network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
     _replace(network)
@@ -33,6 +34,24 @@ def on_path(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         paths = network(torch.ones(1, *input_shape(model), device=device)).sum()
     gradients = torch.autograd.grad(paths, [chosen[name] for name in masks], materialize_grads=True)   # 0 where idle
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
+
+
+def check_understood(model: nn.Module) -> None:
+    """Raises `UserError` where the search finds a weight of the unpruned network, at no position of its kernel, on a path,
+    although its layer is called: then the network does what the search does not follow, such as arithmetic that can make a
+    signal negative."""
+    whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights(model).items()}
+    lost = [name for name, found in on_path(model, whole).items()
+            if not (found.flatten(2).any(-1) if found.dim() > 2 else found).all()]
+    if lost:
+        like = next(model.parameters())
+        with evaluating(model):
+            unused = idle(model, torch.ones(1, *input_shape(model), dtype=like.dtype, device=like.device))
+        lost = [name for name in lost if name not in map(weight_name, unused)]
+    if lost:
+        raise UserError(f"The audit finds no path through all of {lost[0]} although nothing is pruned: it does not follow "
+                        "what the network's forward does, such as a subtraction. Normalise images before the network, and "
+                        "use modules of torch.nn.")
 
 
 # What hands on each signal that there is, and makes none: norms (_NormBase: BatchNorm and InstanceNorm), dropout, ReLU, and
@@ -61,11 +80,19 @@ def _check_known(network: nn.Module) -> None:
                             "its own, so it cannot tell where a path leads: use layers and norms of torch.nn.")
 
 
+# The same as functions, and what weighs signals by one another.
+_IDENTITY_FUNCTIONS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm", "softmax", "log_softmax",
+                       "sigmoid", "hardsigmoid", "softplus", "logsigmoid", "log_sigmoid"}
+
+
 class _AnyInputPasses(TorchFunctionMode):
-    """Turns max-pooling, of modules and of functions, into a mean: any input passes, not the largest alone."""
+    """Turns max-pooling, of modules and of functions, into a mean: any input passes, not the largest alone; and functions
+    that hand on each signal into the identity."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        if name in _IDENTITY_FUNCTIONS and args:
+            return args[0]
         if "max_pool" not in name or function is not getattr(functional, name, None):
             return function(*args, **kwargs)
         if kwargs.get("dilation", 1) not in (1, (1, 1)):

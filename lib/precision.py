@@ -7,6 +7,7 @@ of the cell of many: a short float32 training can be compared with a whole one i
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -29,29 +30,36 @@ def comparison(records: Iterable[Record]) -> Table:
     exact = [record for record in records if record.run.get("precision") == "float32"]
     rounded = [record for record in records if record.run.get("precision") == "bf16"]
     lines = [line for record in exact if (line := _line(record, rounded))]
-    body = pd.DataFrame([each for *_, each in lines], columns=COLUMNS)
+    body = pd.DataFrame([line for _, line in lines], columns=COLUMNS)
     if not lines:
         return Table("bf16 beside float32: no cell has been trained in both.", body)
-    words = [_words(name, [each for each in lines if each[-1]["network"] == name]) for name in sorted(set(body["network"]))]
+    words = [_words(name, [each for each in lines if each[1]["network"] == name]) for name in sorted(set(body["network"]))]
     return Table(f"bf16 beside float32, top-1 in percent. {' '.join(words)} No other network has been compared.", body)
 
 
-def _words(network: str, lines: list[tuple[int, int, int, dict]]) -> str:
+class _Counts(NamedTuple):
+    """Of how many epochs top-1 is within what seeds move, and the training loss."""
+
+    top1: int
+    losses: int
+    epochs: int
+
+
+def _words(network: str, lines: list[tuple[_Counts, dict]]) -> str:
     """What the cells of one network say: bf16 stands for float32 where no float32 lies outside the seeds of bf16."""
-    within, losses, epochs = (sum(counts) for counts in zip(*(counts for *counts, _ in lines)))
-    sides = [line["float32 is"] for *_, line in lines if line["float32 is"] != DASH]
+    top1, losses, epochs = map(sum, zip(*(counts for counts, _ in lines)))
+    sides = [line["float32 is"] for _, line in lines if line["float32 is"] != DASH]
     outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
-    said = (f"{outside} of {len(sides)}: its tests in bf16 do not stand for float32" if outside else
-            "outside them in none" if sides else "not judged by a single one")
-    compared = " and ".join(sorted({line["epochs"] for *_, line in lines}, key=int))
-    return (f"{network} ({len(lines)} cells, the first {compared} epochs): of {epochs} differences, epoch by epoch, "
-            f"{within} are within the range of the seeds at that epoch, of those of the training loss {losses}; after the "
-            f"last one, beside the seeds of bf16, float32 is {said}.")
+    said = (f"{outside} of {len(sides)} cells: its tests in bf16 do not stand for float32" if outside else
+            f"{INSIDE} in all {len(sides)} cells" if sides else "not judged by a single one")
+    compared = " and ".join(sorted({line["epochs"] for _, line in lines}, key=int))
+    return (f"{network} ({len(lines)} cells, the first {compared} epochs): epoch by epoch, {top1} of {epochs} differences "
+            f"in top-1 and {losses} of those in training loss are within what the seeds of bf16 differ by; after the last "
+            f"epoch, beside these seeds, float32 is {said}.")
 
 
-def _line(record: Record, rounded: list[Record]) -> tuple[int, int, int, dict] | None:
-    """In how many epochs top-1 is within what seeds move, and the training loss, of how many, and the table's line; None
-    where there is no bf16."""
+def _line(record: Record, rounded: list[Record]) -> tuple[_Counts, dict] | None:
+    """A cell's counts and its line of the table; None where there is no bf16."""
     cell = record.cell
     alike = {each.cell.seed: each for each in rounded if _apart_from_seed(each.cell) == _apart_from_seed(cell)}
     if cell.seed not in alike:
@@ -66,7 +74,7 @@ def _line(record: Record, rounded: list[Record]) -> tuple[int, int, int, dict] |
     ends = [curve[-1] for curve in curves.values()]
     side = DASH if len(ends) < 2 else BELOW if exact[-1] < min(ends) else ABOVE if exact[-1] > max(ends) else INSIDE
     same = record.report.get("digest") == alike[cell.seed].report.get("digest")
-    return within, losses, last, dict(zip(COLUMNS, (
+    return _Counts(within, losses, last), dict(zip(COLUMNS, (
         network_label(cell.dataset, cell.model), f"{cell.method}, r = {cell.compression:g}",
         "the same" if same else "differ", str(last), f"{exact[-1]:.2f} ({cell.seed})",
         ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()), side,

@@ -14,8 +14,8 @@ from lib.experiment import SCORE_IMAGES, Cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Notebook -> the methods that it covers, each in all its readings.
-NOTEBOOKS: dict[str, tuple[str, ...]] = {
+# Notebook -> the methods that it covers, each in all its readings; None: all that there are.
+NOTEBOOKS: dict[str, tuple[str, ...] | None] = {
     "01_baselines": ("Random", "GlobalMag", "LayerMag", "GlobalGrad", "LayerGrad", "GlobalAct", "LayerAct"),
     "02_obd": ("OBD",),
     "03_lap_lamp": ("GlobalLAP", "LayerLAP", "LAMP"),
@@ -24,7 +24,7 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
 }
 # These draw whatever the stores hold, of every method; they compute nothing.
 RESULTS, AUDIT = DRAWN = "06_results", "07_audit"
-NOTEBOOKS |= dict.fromkeys(DRAWN, sum(NOTEBOOKS.values(), ()))
+NOTEBOOKS |= dict.fromkeys(DRAWN)
 
 # Training images of the sets that are not read just to be counted.
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}

@@ -1,18 +1,21 @@
 """From scores to masks, by exact count or by the released code's rule; masks that hold in training; and their audit."""
 
 import copy
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lib import UserError, methods
 from lib.methods import Method
-from lib.paths import on_path
+from lib.paths import check_understood, on_path
 from lib.scorers import SCORERS, needs_data
 from lib.scorers.common import (
     Scores,
@@ -31,7 +34,7 @@ CALIBRATION_CHUNK = 128
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameter name -> weight, for every Conv2d and Linear except the last Linear (the classifier).
+    """Parameter name -> weight, for every Conv2d and Linear except the last Linear in definition order (the classifier).
 
     Official codes prune the classifier too; the thesis does not, so no method does here.
     """
@@ -78,8 +81,9 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
 
     inputs: float images (batch, ...), normalised; targets: int64 (batch,); both only matter to scores that use data.
     generator: a CPU generator, for random scores, dropout while scoring (`@run`) and the Bernoulli mask; a fixed one by
-    default. The weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out
-    of reach, an unfit batch or a score that is not finite.
+    default. A scorer that has a keyword `generator` gets it, and what one draws from torch's own is seeded by it. The
+    weights are scored as they are: `models.initialise` comes before. Raises `UserError` for a compression out of reach, an
+    unfit batch or a score that is not finite.
     """
     method = methods.get(method) if isinstance(method, str) else method
     kept_count(model, compression)
@@ -87,7 +91,7 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
         raise UserError(f"{method.name} is the unpruned network: its compression is 1, not {compression:g}.")
     generator = generator or torch.Generator().manual_seed(0)
     if method.rounds > 1:
-        return _rounds(model, method, inputs, compression)
+        return _rounds(model, method, inputs, targets, compression, generator)
     return select(model, method, score(model, method, inputs, targets, generator), compression, generator)
 
 
@@ -100,21 +104,30 @@ def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tens
     """
     if method.score is None:
         return {name: torch.ones_like(weight) for name, weight in prunable(model).items()}
+    with _scoring(model, method, inputs, targets, generator) as scored:
+        return scored(as_scored(model, method, inputs))
+
+
+@contextmanager
+def _scoring(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
+             generator: torch.Generator) -> Iterator[Callable[[nn.Module], Scores]]:
+    """A function that scores the prunable weights of a copy of the model; inside, the global generator, from which dropout
+    and a score of one's own may draw, is seeded by `generator`, and afterwards as it was."""
     if needs_data(method.score):
         check_batch(model, inputs, targets)   # here, because BatchNorm's statistics may be taken from it first
-    options = {"generator": generator} if method.score == "random" else {}
+    function, chosen = SCORERS[method.score], prunable(model)
+    checked = function if hasattr(function, "data") else scorer()(function)    # where it was registered without the checks
+    options = {"generator": generator} if "generator" in inspect.signature(function).parameters else {}
+
+    def scored(copied: nn.Module) -> Scores:
+        scores = checked(copied, inputs, targets, **options)
+        check_scores(method.score, scores, chosen)
+        return {name: scores[name].detach() for name in chosen}
+
     with torch.random.fork_rng(devices=[p.device for p in model.parameters()][:1] if _on_gpu(model) else []):
-        if method.mode == "dropout":
-            torch.manual_seed(_draw(generator))
-        scores = _scorer(method)(as_scored(model, method, inputs), inputs, targets, **options)
-    check_scores(method.score, scores, prunable(model))
-    return {name: scores[name].detach() for name in prunable(model)}
-
-
-def _scorer(method: Method) -> Callable[..., Scores]:
-    """The method's scorer, with the checks of `common.scorer` where it was registered without them."""
-    function = SCORERS[method.score]
-    return function if hasattr(function, "data") else scorer()(function)
+        # Without dropout nothing is drawn from `generator`: random scores are its first.
+        torch.manual_seed(_draw(generator) if method.mode == "dropout" else generator.initial_seed())
+        yield scored
 
 
 def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Module:
@@ -224,24 +237,24 @@ def layer_counts(sizes: list[int], kept: int) -> list[int]:
     return counts
 
 
-def _rounds(model: nn.Module, method: Method, inputs: Tensor | None, compression: float) -> Masks:
+def _rounds(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None, compression: float,
+            generator: torch.Generator) -> Masks:
     """Scores and prunes `rounds` times: round(n (K/n)^(k/rounds)) weights stay after round k; the mask only shrinks."""
-    kept = kept_count(model, compression)
-    pruned = copy.deepcopy(model).double()
+    kept, pruned = kept_count(model, compression), as_scored(model, method, inputs)
     chosen = prunable(pruned)
     total = sum(weight.numel() for weight in chosen.values())
     alive = torch.arange(total, device=next(iter(chosen.values())).device)
     result = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in chosen.items()}
-    for k in range(1, method.rounds + 1):
-        stay = kept if k == method.rounds else round(total * (kept / total) ** (k / method.rounds))
-        scores = SCORERS[method.score](pruned, inputs, None)
-        alive = alive[top(_flat({name: scores[name] for name in chosen})[alive], stay)]
-        flat = torch.zeros(total, dtype=torch.bool, device=alive.device)
-        flat[alive] = True
-        result = _split(flat, result)
-        with torch.no_grad():
-            for name, weight in chosen.items():
-                weight *= result[name]
+    with _scoring(model, method, inputs, targets, generator) as scored:
+        for k in range(1, method.rounds + 1):
+            stay = kept if k == method.rounds else round(total * (kept / total) ** (k / method.rounds))
+            alive = alive[top(_flat(scored(pruned))[alive], stay)]
+            flat = torch.zeros(total, dtype=torch.bool, device=alive.device)
+            flat[alive] = True
+            result = _split(flat, result)
+            with torch.no_grad():
+                for name, weight in chosen.items():
+                    weight *= result[name]
     return result
 
 
@@ -296,23 +309,31 @@ def apply(model: nn.Module, masks: Masks) -> None:
     """Zeroes the pruned weights, in place; their gradients are zeroed from now on, so they stay exactly 0.
 
     That holds under any optimiser that moves a weight by its gradients and its own value, as long as the gradients
-    are finite, and for this model: call `apply` on a copy.deepcopy of it again. Raises `UserError` where a mask does not fit
-    the model.
+    are finite, and for this model: call `apply` on a copy.deepcopy of it again. Masks that were applied before hold no
+    longer: a weight that these keep is trained again, from the value that it has. Raises `UserError` where a mask does not
+    fit the model.
     """
     check(model, masks)
     for name, weight in prunable(model).items():
+        if weight in _held:
+            _held.pop(weight).remove()
         if not masks[name].all():
             # On a CPU a product is twenty times as fast as a masked fill, if both lie in memory in the same order.
             kept = torch.empty_like(weight, requires_grad=False).copy_(masks[name])
             with torch.no_grad():
                 weight *= kept
             trained = weight.requires_grad   # a frozen weight may be thawed later, and takes no hook while it is frozen
-            weight.requires_grad_().register_hook(lambda gradient, kept=kept: gradient * kept)
+            _held[weight] = weight.requires_grad_().register_hook(lambda gradient, kept=kept: gradient * kept)
             weight.requires_grad_(trained)
+
+
+_held = WeakTensorKeyDictionary()   # weight -> the hook by which `apply` holds its mask
 
 
 def check(model: nn.Module, masks: Masks) -> None:
     """Raises `UserError` where masks do not fit the model: another name, another shape, or other values than bool."""
+    if odd := [name for name, mask in masks.items() if not isinstance(mask, Tensor)]:
+        raise UserError(f"The masks do not fit the model: {odd[0]} is a {type(masks[odd[0]]).__name__}, not a tensor.")
     expected = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
     given = {name: tuple(mask.shape) for name, mask in masks.items()}
     if expected != given:
@@ -339,8 +360,11 @@ class Report:
 
 
 def report(model: nn.Module, masks: Masks) -> Report:
-    """Audits masks on a model at initialisation; the model is untouched. Raises `UserError` for masks that do not fit."""
+    """Audits masks on a model at initialisation; the model is untouched. Its `input_shape` must say what one image is, such
+    as (3, 32, 32). Raises `UserError` for masks that do not fit and for a network that the search of paths does not
+    understand (`paths.check_understood`)."""
     check(model, masks)
+    check_understood(model)
     total, _, fixed = totals(model)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     connected = {name: int(mask.sum()) for name, mask in on_path(model, masks).items()}

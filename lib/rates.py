@@ -123,8 +123,8 @@ def deciding(frame: pd.DataFrame, rates: Iterable[float | None]) -> str:
                for rate in _asked(rates)]
     same = sum(len(set(found)) == 1 for found in zip(*answers, strict=True))
     differ = sum(len({verdict for _, verdict in found}) > 1 for found in zip(*answers, strict=True))
-    return (f"of the {len(STATEMENTS)} statements on MNIST {same} come out alike to the digit, as those on masks must, and "
-            f"the verdict on {differ or 'none'} depends on the rate{_by_seeds(frame, _asked(rates))}")
+    return (f"on MNIST both rates give the same verdict on {len(STATEMENTS) - differ} of {len(STATEMENTS)} statements"
+            f"{_by_seeds(frame, _asked(rates))}; {same} come out alike to the digit, as those on masks must")
 
 
 def _which(frame: pd.DataFrame, answers: dict[float, list[tuple[str, str]]]) -> str:
@@ -235,4 +235,4 @@ def _agreeing(rows: pd.DataFrame) -> str:
     verdicts = [claims.judge(claim, rows, "run")[1] for claim in STATEMENTS]
     if not rows["done"].any():
         return f"{NOT_RUN}: {_there(rows)}"
-    return f"{verdicts.count('agrees')} of {len(verdicts)} statements agree"
+    return f"bears out {verdicts.count('agrees')} of the thesis's {len(verdicts)} statements"

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import re
 import sys
 
@@ -17,7 +18,7 @@ from lib.study import Answer
 README = ROOT / "README.md"
 CLAIMS = "outputs/claims.md"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
-TRAINED, END_TRAINED = "<!-- trained out: written by python -m lib.readme -->\n", "<!-- end of trained out -->\n"
+TRAINED, END_TRAINED = "<!-- epochs: written by python -m lib.readme -->\n", "<!-- end of epochs -->\n"
 HOURS = re.compile(r"(<!-- hours: (\w+) -->)[^|;,]*?( ?[|;,])")   # in a table, up to the end of its cell or part
 
 
@@ -25,10 +26,12 @@ def found() -> str:
     """The block of the README: one figure, what the stores say, and how far they are."""
     mnist, masks, paper = map(_frame, ("mnist", "masks", "paper"))
     return "\n".join([
+        *_short(mnist, masks, paper), "",
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
+        f"*Left as released, right as published. {_under_pruned(mnist)}*", "",
         f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; all 14 methods)", "",
         *map(_ranking, ("published", "run"), (mnist, mnist)),
-        *(f"- {significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading))}"
+        *(f"- {_capital(significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading)))}"
           for reading in ("published", "run")), "",
         f"**Masks of the real networks, without training** ({_done(masks)}; {_seeds(masks)})", "",
         *_masks(masks), "",
@@ -38,8 +41,38 @@ def found() -> str:
         "Tables and figures: " + "; ".join(_links(name) for name in ("mnist", "masks", "paper")) + ".", ""])
 
 
+def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame) -> list[str]:
+    """The answer in four lines."""
+    undecided, (counted, above) = _verdicts("not").all(axis=1), _above("published", mnist)
+    lost, verdict = _asked(mnist, "Magnitude-based methods do worse")
+    return [
+        "**In short**", "",
+        "1. As released, GraSP and OBD prune about half of what is asked (error of the compression, GraSP on VGG-16: "
+        f"{_obtained(masks, 'GraSP nearly always under-prunes')}): their scores have a sign, and a mask made for scores "
+        "without one keeps both tails.",
+        "2. As released, SynFlow prunes in one round in place of a hundred. That cuts all paths of VGG-16 early "
+        f"({_obtained(masks, 'SynFlow is sometimes among the first')}). On ResNet-56 it overflows and prunes nothing "
+        f"({_obtained(masks, 'SynFlow hardly prunes')}): its numbers there are an unpruned network's.",
+        f"3. As published, at the exact compression, on MNIST at r = {mnist['compression'].max():g} {counted}"
+        f"{', first ' * bool(above)}{'; '.join(above[:2])}. That magnitude-based methods often lose to random pruning, as "
+        f"the abstract says: the cells of MNIST {verdict.removesuffix('s')}. {lost}.",
+        f"4. On CIFAR {_done(paper)}, so {int(undecided.sum())} of the thesis's {len(undecided)} claims are open."]
+
+
+def _under_pruned(mnist: pd.DataFrame) -> str:
+    """Which methods stand in the figure at a ratio that they did not reach."""
+    view, ratio = claims.View(mnist, "run"), mnist["compression"].max()
+    reached = {base: view.compression("cnn", 10, base)[ratio] for base in ("GraSP", "OBD")}
+    told = " and ".join(f"{base} {value:.1f}" for base, value in reached.items())
+    return f"On the left GraSP and OBD stand at the ratio asked for and pruned less: where {ratio:g} was asked, {told}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def caveat() -> str:
-    """Whether the recipe's epochs are trained out, as far as MNIST says it."""
+    """Whether the recipe's epochs are enough, as far as MNIST says it."""
     grid = profile.load("mnist")
     history = training.histories(_records("mnist"), grid.cells())
     return training.sentence(history, "mnist", "cnn", (grid.learning_rate, grid.text_learning_rate)) + "\n"
@@ -72,25 +105,27 @@ def _done(frame: pd.DataFrame) -> str:
 
 
 def _reduced(frame: pd.DataFrame) -> str:
-    """How many of the cells were trained in another precision than float32, and how many show another's training."""
-    shown = int(frame["trained_as"].notna().sum())
-    facts = tables.reduced(frame) + [f"{shown} served by another's training"] * (shown > 0)
-    return "".join(f", {fact}" for fact in facts)
+    return "".join(f", {fact}" for fact in tables.reduced(frame))
 
 
 def _ranking(reading: str, frame: pd.DataFrame) -> str:
     """A line: what is above chance at the largest ratio, in order, with what `@run` really compressed."""
-    view, ratio = claims.View(frame, reading), frame["compression"].max()
     title = ("**Published**, at the exact compression" if reading == "published" else
              "**As run**, at the compression that was really reached")
+    counted, told = _above(reading, frame)
+    return f"- {title}: asked for r = {frame['compression'].max():g}, {counted}{': ' * bool(told)}{'; '.join(told)}."
+
+
+def _above(reading: str, frame: pd.DataFrame) -> tuple[str, list[str]]:
+    """Of the methods on MNIST at the largest ratio, how many are above chance, and their accuracies."""
+    view, ratio = claims.View(frame, reading), frame["compression"].max()
     found = view.summary(f"top1{tables.ACCOUNTING[reading]}", "cnn", 10, ratio, tables.ORDER)
     k, n = next(iter(view.asked.values()))
     if k < n:
-        return f"- {title}, r = {ratio:g}: {k} of {n} cells."
+        return f"{k} of {n} cells", []
     above = found[~view.at_chance(found["mean"], "cnn", 10)].sort_values("mean", ascending=False, kind="stable")
-    told = [_told(base, line, view, ratio) for base, line in above.iterrows()]
-    return (f"- {title}: asked for r = {ratio:g}, {len(above)} of {n} are above chance on the mean over seeds: "
-            f"{'; '.join(told)}.")
+    return (f"{len(above)} of {n} are above chance on the mean over seeds",
+            [_told(base, line, view, ratio) for base, line in above.iterrows()])
 
 
 def _told(base: str, line: pd.Series, view: claims.View, ratio: float) -> str:
@@ -101,7 +136,7 @@ def _told(base: str, line: pd.Series, view: claims.View, ratio: float) -> str:
 
 
 def _masks(frame: pd.DataFrame) -> list[str]:
-    """Why some compress less than asked, what the masks say of the entries at chance, and how far the methods prune."""
+    """What was compressed less than asked, what masks say of the entries at chance, and how far the methods prune."""
     folder = ROOT / "outputs" / "masks"
     masks = atlas.masks(Store(folder / "results.jsonl").records.values())
     critical = atlas.answers(Store(folder / "audit.jsonl", Answer).records.values(), "critical")
@@ -109,22 +144,24 @@ def _masks(frame: pd.DataFrame) -> list[str]:
         ("GraSP on VGG-16", "GraSP nearly always under-prunes"), ("on ResNet-56", "GraSP compresses at half the rate"),
         ("on the CNN", "GraSP under-prunes by 30-50 %"), ("OBD on the CNN", "OBD under-prunes by 20-50 %")))
     return [
-        "- As run, GraSP and OBD compress less than asked, for their scores are signed and the released mask keeps both "
-        f"tails. Error of the compression: {errors}. Published masks are exact.",
-        f"- SynFlow on ResNet-56 as run: {_obtained(frame, 'SynFlow hardly prunes')} (its one round overflows, and a "
-        "threshold that is not a number drops nothing), so the thesis's numbers of it are an unpruned network's.",
+        f"- Error of the compression as run, counted as the thesis counts: {errors}. Published masks are exact.",
         f"- {atlas.chance_table(masks).caption}",
-        f"- How far the published methods (SynFlow in {methods.get('SynFlow').rounds} rounds) prune before no path is left, "
-        "ρ = prunable weights / kept: a chain of L layers allows ρ_max = n/L, which is 1 on the logarithmic scale here, 0 "
-        "the unpruned network (first seed; [all](outputs/masks/tables/07-critical.md)).",
+        f"- How far do the published methods (SynFlow in {methods.get('SynFlow').rounds} rounds) prune before no path is "
+        "left? ρ = prunable weights / kept; one weight in each of L layers is the limit, ρ_max = n/L. On the scale "
+        "log ρ / log ρ_max the limit is 1, the unpruned network 0 (first seed; [all](outputs/masks/tables/07-critical.md)).",
         *(f"  - {line}" for line in atlas.maximal(critical, 3))]
 
 
 def _obtained(frame: pd.DataFrame, text: str) -> str:
     """What the one claim of these words finds in the `@run` reading."""
-    [claim] = [claim for claim in claims.CLAIMS if text in claim.text]
-    obtained, verdict = claims.judge(claim, frame, "run")
+    obtained, verdict = _asked(frame, text)
     return verdict if obtained == tables.DASH else obtained
+
+
+def _asked(frame: pd.DataFrame, text: str) -> tuple[str, str]:
+    """The same, and the verdict."""
+    [claim] = [claim for claim in claims.CLAIMS if text in claim.text]
+    return claims.judge(claim, frame, "run")
 
 
 def _cifar() -> list[str]:
@@ -138,12 +175,13 @@ def _cifar() -> list[str]:
              for _, line in agreement.iterrows() if not line["cells"].startswith("0 of")]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
     return [f"- The learning rate: the thesis's text says {both[1]:g}, its code's default is {both[0]:g}. "
-            f"{rates.resnet(frame, both).caption} [Number by number](outputs/paper/tables/resnet-rates.md); "
-            f"{rates.deciding(*mnist)}.", *lines,
-            f"- {precision.comparison([*_records('paper'), *shorter]).caption}",
+            f"{rates.resnet(frame, both).caption} [Number by number](outputs/paper/tables/resnet-rates.md). "
+            f"{_capital(rates.deciding(*mnist))}.",
+            f"- {precision.comparison([*_records('paper'), *shorter]).caption}", *lines,
             f"- {shift.silent(_records('paper'), both[0]).caption}"]
 
 
+@functools.cache
 def _claims() -> tables.Table:
     """Every claim, asked in both readings of the first store that decides it."""
     frames, lines = {name: _frame(name) for name in ("mnist", "masks", "paper")}, []
@@ -161,14 +199,29 @@ def _claims() -> tables.Table:
 
 
 def claims_page() -> str:
-    """outputs/claims.md."""
-    paper = _frame("paper")
-    return ("# What the thesis claims, and what the cells say\n\nWritten by `python -m lib.readme` from the stores; in "
-            "square brackets the store that decides. Accuracies: top-1 in percent, for `@run` as the thesis counts. With "
-            "several seeds, the verdict is on their means; in brackets how many they are. “Does not arise”: published masks "
-            "are exact by definition, so a claim about an error of the compression has no object there, nor has one about "
-            "the numbers that the released code gave. A network has collapsed where its mask lets nothing pass. The paper "
-            f"store: {_done(paper)}{_reduced(paper)}; what a precision moves, the README tells.\n\n{_claims().markdown()}")
+    """outputs/claims.md: what is contradicted first, then what is borne out, and what is open as a list."""
+    paper, body, columns = _frame("paper"), _claims().body, ["section", "the thesis says", "agrees if", "@run", "published"]
+    body = body.assign(**{name: body[f"{name}: verdict"] + (": " + body[f"{name}: found"]).replace(f": {tables.DASH}", "")
+                          for name in ("@run", "published")})
+    against, undecided = _verdicts("disagrees").any(axis=1), _verdicts("not").all(axis=1)
+    return "\n".join([
+        "# What the thesis claims, and what the cells say", "",
+        "Written by `python -m lib.readme` from the stores; in square brackets the store that decides. Accuracies: top-1 in "
+        "percent, for `@run` as the thesis counts. With several seeds a verdict is on their means; where they differ, it is "
+        "said how many agree when taken alone. “Does not arise”: published masks are exact by definition, so a claim about "
+        "an error of the compression is no question there, nor is one about the numbers that the released code gave. A "
+        f"network has collapsed where its mask lets nothing pass. The paper store: {_done(paper)}{_reduced(paper)}; what a "
+        "precision moves, the README tells.", "", _claims().caption, "",
+        tables.Table("## Contradicted in one reading at least", body.loc[against, columns]).markdown(),
+        tables.Table("## Contradicted in none", body.loc[~(against | undecided), columns]).markdown(),
+        "## Not decidable yet", "", "These ask for cells that are not computed.", "",
+        *(f"- {line['section']}: {line['the thesis says']}. Agrees if: {line['agrees if']}."
+          for _, line in body[undecided].iterrows()), ""])
+
+
+def _verdicts(begin: str) -> pd.DataFrame:
+    """Of each claim, in both readings: does the verdict begin so?"""
+    return _claims().body[["@run: verdict", "published: verdict"]].map(lambda verdict: verdict.startswith(begin))
 
 
 def _links(name: str) -> str:

@@ -26,7 +26,7 @@ if __name__ == "__main__":   # Ctrl-C while the rest is imported: an end without
 import torch
 from filelock import FileLock
 
-from lib import UserError, audit, data, experiment, profile, pruning, sweep, trainer
+from lib import UserError, audit, data, experiment, methods, profile, pruning, sweep, trainer
 from lib.experiment import Cell
 from lib.profile import AUDIT, DRAWN, NOTEBOOKS, ROOT, Profile
 from lib.store import Store
@@ -354,21 +354,26 @@ def lacking(chosen: Profile, names: list[str]) -> dict[str, str]:
 
 def check_cells(cells: list[Cell], root: str | None) -> None:
     """Raises `UserError` for a data set that is not there, is another than its name says or does not fit its network,
-    for a compression out of reach, and for a recipe by which nothing can be trained, before anything is computed.
+    for a compression out of reach, for a number of images that OBD cannot be scored on, and for a recipe by which nothing
+    can be trained, before anything is computed.
 
     A download, too, happens once, here, and not in every worker.
     """
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        images, largest = data.load(dataset, root), {}
+        images, largest, curved = data.load(dataset, root), {}, {}
         images.check_genuine()
         for cell in (cell for cell in cells if cell.dataset == dataset):
             images.first(cell.train_images)
             network = cell.model, cell.width
+            if methods.get(cell.method).mode == "calibrated":
+                curved[network, cell.score_images, cell.train_images] = cell
             largest[network] = max(cell, largest.get(network, cell), key=lambda cell: cell.compression)
         for cell in largest.values():
             network, used = experiment.architecture(cell, images), images.first(cell.train_images)
             pruning.kept_count(network, cell.compression)
             trainer.check(network, used, cell.epochs, cell.learning_rate, cell.batch_size, "float32")
+        for cell in curved.values():
+            experiment.check_score_images(cell, images.first(cell.train_images))
 
 
 def cluster(address: str):
@@ -409,9 +414,12 @@ def show_cells(chosen: Profile, options: argparse.Namespace) -> int:
         if total:
             say(f"  {pair:20} {missing:5} of {total:4}" + _told(costs.get(pair), options.workers, here[0]))
     if AUDIT in execution.select(options.only) and chosen.audit:
-        studies = asked_studies(chosen, options)
-        say(f"  {'studies':20} {len(sweep.missing(studies, audit.store_of(chosen))):5} of {len(studies):4}")
+        say(_studies_left(chosen, asked_studies(chosen, options)))
     return 0
+
+
+def _studies_left(chosen: Profile, studies: list[Study]) -> str:
+    return f"  {'studies':14} {len(sweep.missing(studies, audit.store_of(chosen))):5} of {len(studies):4} left"
 
 
 def _told(cost, workers: int, device: str) -> str:
@@ -428,9 +436,11 @@ def show_profiles() -> int:
         chosen = profile.load(name)
         store = store_of(chosen)
         say(f"{name:14}{', '.join(chosen.pairs)}; r = {', '.join(f'{ratio:g}' for ratio in chosen.compressions)}")
-        for notebook in NOTEBOOKS:
+        for notebook in drawable(chosen, list(NOTEBOOKS)):
             cells = needed(chosen, [notebook])
             say(f"  {notebook:14} {len(sweep.missing(cells, store)):5} of {len(cells):4} cells left")
+        if chosen.audit:
+            say(_studies_left(chosen, audit.studies(chosen)))
     return 0
 
 

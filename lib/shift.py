@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from itertools import groupby
 from statistics import median
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -33,11 +34,11 @@ def silent(records: Iterable[Record], learning_rate: float) -> Table:
     network = lambda record: (record.cell.dataset, record.cell.model)
     trained = [record for record in records if record.history[1:] and "trained_as" not in record.run
                and record.cell.learning_rate == learning_rate]
-    lines = [_line(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
-    words = " ".join(_words(line) for line in lines) or "No cell has been trained."
-    return Table(f"Learning, and tested at chance level, at learning rate {learning_rate:g}. Learned: the training loss "
-                 f"fell below {LEARNED:g} of that of guessing. {words}",
-                 pd.DataFrame([dict(zip(COLUMNS, line)) for line in lines], columns=COLUMNS))
+    found = [_found(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
+    words = " ".join(map(_words, found)) or "No cell has been trained."
+    return Table("Networks that learn and are still tested at chance level, at learning rate "
+                 f"{learning_rate:g}. Learned: the training loss fell below {LEARNED:g} of that of guessing. {words}",
+                 pd.DataFrame(list(map(_line, found)), columns=COLUMNS))
 
 
 def learns(record: Record, epoch: int) -> bool:
@@ -51,17 +52,30 @@ def at_chance(record: Record, epoch: int) -> bool:
     return data.at_chance(100 * record.history[epoch]["top1"] / record.test_images, record.cell.dataset)
 
 
-def _line(dataset: str, model: str, records: list[Record]) -> list[str]:
+class _Found(NamedTuple):
+    """What the trained cells of a network say."""
+
+    network: str
+    trained: int
+    waits: list[int]     # of each cell that learned, in how many epochs it was tested at chance level meanwhile
+    mute: list[str]      # those at chance after the last epoch too, with their training loss
+    gains: list[float]   # points that tests with recollected statistics are better by
+
+
+def _found(dataset: str, model: str, records: list[Record]) -> _Found:
     learned = [record for record in records if learns(record, -1)]
     waits = [sum(learns(record, epoch) and at_chance(record, epoch) for epoch in range(1, len(record.history)))
              for record in learned]
-    mute = [record for record in learned if at_chance(record, -1)]
-    named = ", ".join(f"{each.cell.method} at r = {each.cell.compression:g} ({each.history[-1]['train_loss']:.2f})"
-                      for each in mute)
+    mute = [f"{each.cell.method} at r = {each.cell.compression:g} ({each.history[-1]['train_loss']:.2f})"
+            for each in learned if at_chance(each, -1)]
     gains = [gain for record in learned if (gain := _gain(record)) is not None]
-    return [network_label(dataset, model), str(len(records)), str(len(learned)),
-            f"{median(waits):g}" if waits else DASH, str(len(mute)), named or DASH,
-            str(len(gains)) if gains else DASH, f"{median(gains):+.2f}" if gains else DASH]
+    return _Found(network_label(dataset, model), len(records), waits, mute, gains)
+
+
+def _line(found: _Found) -> list[str]:
+    return [found.network, str(found.trained), str(len(found.waits)), f"{median(found.waits):g}" if found.waits else DASH,
+            str(len(found.mute)), ", ".join(found.mute) or DASH, str(len(found.gains)) if found.gains else DASH,
+            f"{median(found.gains):+.2f}" if found.gains else DASH]
 
 
 def _gain(record: Record) -> float | None:
@@ -72,10 +86,12 @@ def _gain(record: Record) -> float | None:
     return 100 * (last["recollected"]["top1"] - last["top1"]) / record.test_images
 
 
-def _words(line: list[str]) -> str:
-    network, trained, learned, waits, mute, named, again, gain = line
-    meanwhile = "" if waits in (DASH, "0") else (
-        f", which after a median of {waits} of their epochs were still tested at chance")
-    still = f", and {mute} after the last one too: {named}" if named != DASH else ""
-    anew = f"; tested with statistics collected without dropout, {again} of them move by {gain} points (median)"
-    return f"{network}: {learned} of {trained} trained cells learned{meanwhile}{still}{anew * (gain != DASH)}."
+def _words(found: _Found) -> str:
+    wait = median(found.waits or [0])
+    meanwhile = (f"; for a median of {wait:g} of the epochs in which they were learning they were still tested at chance"
+                 if wait else "")
+    still = (f", {len(found.mute)} after the last one too: {', '.join(found.mute)}, in brackets the training loss"
+             if found.mute else "")
+    anew = (f"; tested with statistics collected without dropout, {len(found.gains)} of them move by "
+            f"{median(found.gains):+.2f} points (median)" if found.gains else "")
+    return f"{found.network}: {len(found.waits)} of {found.trained} trained cells learned{meanwhile}{still}{anew}."

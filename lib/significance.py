@@ -121,15 +121,15 @@ def survives(found: Comparison) -> str:
     moving = found.values.std(ddof=1)
     alive = moving[moving > 1e-9]    # dead networks give the same answer in every seed
     whose = f" of the {len(alive)} methods that it moves at all" if len(alive) < len(moving) else ""
-    head = (f"A seed alone moves a method by {alive.median():.2f} points (median standard deviation over seeds "
-            f"{_seeds(found)}{whose}); of {len(pairs)} differences between methods {len(better)} are larger than seeds "
-            f"explain (paired t, Holm, {100 * LEVEL:g} %)")
+    head = (f"another seed moves a method by {alive.median():.2f} points (median standard deviation over seeds "
+            f"{_seeds(found)}{whose}). {len(better)} of the {len(pairs)} pairs of methods differ by more than seeds explain "
+            f"(paired t-test, Holm, {100 * LEVEL:g} %)")
     best = (f"{first} ({means[first]:.1f}) is the best" if not near else
-            f"{first} ({means[first]:.1f}) comes first and is not told apart from {', '.join(near)} "
-            f"({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f})")
-    order = (f"of neighbours in the order only these are told apart: {'; '.join(steps)}" if steps
-             else "no two neighbours in the order are told apart")
-    return f"{_where(found)}: {head}; {best}; {order}."
+            f"{first} is first ({means[first]:.1f}); {len(found.values)} seeds cannot tell it from {', '.join(near)} "
+            f"({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f}), which shows a weak test, not equal methods")
+    order = (f"of neighbours in the order only these differ: {'; '.join(steps)}" if steps
+             else "no two neighbours in the order differ by more than seeds explain")
+    return f"{_where(found)}: {head}. {best}; {order}."
 
 
 def _where(found: Comparison) -> str:
@@ -172,7 +172,8 @@ def _by_ranks(found: Comparison) -> str:
 def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[float] | None = None) -> Table:
     """Every method's place in both readings, and which others it is better than by more than seeds explain."""
     found = [compare(frame, dataset, model, reading, ratios) for reading in READINGS]
-    lines = [line for comparison in found for line in _lines(comparison)]
+    rows = tables.select(frame, dataset, model)
+    lines = [line for each in found for line in _lines(each, 100 * tables.factor_of(rows, each.reading))]
     columns = ["reading", "method", "mean top-1", "mean rank", "better than", "not told apart from"]
     caption = (f"{tables.network_label(dataset, model)}: top-1 in percent, mean ± 95 % interval of Student's "
                f"t over seeds; {tables.RANGE}, in brackets. “Better than”: by the paired t-test, whose normal differences "
@@ -181,10 +182,10 @@ def ranking(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
     return Table(caption, pd.DataFrame(lines, columns=columns))
 
 
-def _lines(found: Comparison) -> list[dict]:
+def _lines(found: Comparison, ceiling: float) -> list[dict]:
     if found.values.empty:
         return []
-    lines, means = [], tables.intervals(found.values.stack().groupby(level=1))
+    lines, means = [], tables.intervals(found.values.stack().groupby(level=1), ceiling)
     for place, name in enumerate(found.names):
         better, worse = found.names[:place], found.names[place + 1:]
         below = [other for other in worse if found.apart(name, other)]
@@ -217,29 +218,30 @@ def diagram(frame: pd.DataFrame, dataset: str, model: str, ratios: Iterable[floa
         factor = tables.factor_of(tables.select(frame, dataset, model), comparison.reading)
         axis.set_xlabel("top-1 accuracy (%)" + (f", best epoch × {factor:.5f}" if factor < 1 else ""))
     bar = f"\nbar: not told apart from the first (paired t, Holm, {100 * LEVEL:g} %)" if found[0].testable else ""
-    network = tables.network_label(dataset, model)
-    figure.suptitle(f"{network}: {_at(found[0].ratios)}, a dot per seed, a tick at their mean{bar}")
-    figure.asked = any(comparison.seeds for comparison in found)
+    figure.asked, network = any(comparison.seeds for comparison in found), tables.network_label(dataset, model)
+    if figure.asked:
+        figure.suptitle(f"{network}: {_at(found[0].ratios)}, a dot per seed, the first on top, a tick at their mean{bar}")
+    else:
+        figures.one_line(figure, f"{network}: what a seed alone moves · no such cells in this profile")
     figure.data = pd.concat([comparison.values.rename_axis(index="seed", columns="base").stack().rename("top1").reset_index()
                              .assign(reading=comparison.reading) for comparison in found], ignore_index=True)
     return figure
 
 
 def _told(found: Comparison) -> str:
-    seeds = f"{len(found.values)} of {len(found.seeds)} seeds"
-    if not found.testable:
-        return f"{seeds}: nothing can be told apart"
-    return f"{seeds};\nNemenyi's critical difference: {found.critical_difference:.1f} of {len(found.names) - 1} ranks"
+    return f"{len(found.values)} of {len(found.seeds)} seeds" + ": nothing can be told apart" * (not found.testable)
 
 
 def _draw(axis: plt.Axes, found: Comparison) -> None:
     names = found.names if len(found.values) else []
     for place, name in enumerate(names):
-        colour, marker = figures.LOOKS.get(name, ("#777777", "h"))
+        colour, marker = figures.look(name)
         face = "none" if name.startswith("Layer") else colour
         axis.plot([found.values[name].mean()] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=1)
         kind = {"color": colour} if marker == "x" else {"edgecolors": colour, "facecolors": face}
-        axis.scatter(found.values[name], [place] * len(found.values), s=16, marker=marker, linewidths=0.8, zorder=3, **kind)
+        # A seed above the next: the first is at the top, and marks do not lie on each other.
+        heights = place + 0.2 * np.linspace(-1, 1, len(found.values)) * (len(found.values) > 1)
+        axis.scatter(found.values[name], heights, s=16, marker=marker, linewidths=0.8, zorder=3, **kind)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(max(len(names), 1) - 0.4, -0.6)
     near = found.near_first() if found.testable else []

@@ -41,9 +41,9 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     work: (cell, data_root) -> record, `experiment.run` by default; `audit.run` for studies, which go the same way.
     executor: where; by default a pool of `workers` processes on this machine (default: one per core), one thread
     each, so that results do not depend on their number. budget: seconds after which no further cell is started, nor before
-    it one that, by those of its kind that were computed in this run, would not end in time. device, precision: where and in
-    what cells train. stack: how many trained cells that differ in method, compression and learning rate only train in
-    lock-step (`lib.stack`).
+    it one that would not end in time, by those of its kind that the store holds or that were computed in this run. device,
+    precision: where and in what cells train. stack: how many trained cells that differ in method, compression and learning
+    rate only train in lock-step (`lib.stack`).
     A cell that has a twin (`experiment.twin`), missing too or in the store, comes after it and shows its training where
     `experiment.served` allows that and the precision is the one asked for: so the number of workers and the order of
     the cells do not matter.
@@ -70,12 +70,19 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
         checkpoints = store.path.parent / "checkpoints" if own else None   # elsewhere there may be no such folder
         work = partial(experiment.run, device=device, precision=precision, checkpoints=checkpoints)
     together = partial(experiment.run_together, device=device, precision=precision)
+    with _ending(executor, own), store.writing(wait):  # reads again what another run has written since
+        todo, at_once = missing(cells, store), workers if own else 64
+        asked = set(todo)
+        twins = {cell: its for cell in todo if (its := twin(cell)) and (its in asked or its in store)}
+        return _drain(tasks(todo, stack, twins), len(todo), store, at_once, budget, say, twins=twins, submit=submit,
+                      longest={} if budget is None else _seen(store, device))
+
+
+@contextmanager
+def _ending(executor: Executor, own: bool) -> Iterator[None]:
+    """Tells in a sentence of an executor that computes no more, and leaves none of this run's `own` workers behind."""
     try:
-        with store.writing(wait):  # reads again what another run has written since
-            todo, at_once = missing(cells, store), workers if own else 64
-            asked = set(todo)
-            twins = {cell: its for cell in todo if (its := twin(cell)) and (its in asked or its in store)}
-            return _drain(tasks(todo, stack, twins), len(todo), store, at_once, budget, say, twins=twins, submit=submit)
+        yield
     except _Lost as error:
         raise UserError(f"The cluster does not compute any more ({error}): see that its scheduler and its workers run, and "
                         "in an environment with this project, and start again. No finished cell is lost.") from error
@@ -98,12 +105,24 @@ def _known(task: tuple, twins: dict[Cell, Cell], store: Store, precision: str) -
     return {cell: record for cell, record in found.items() if record and record.run.get("precision") == precision}
 
 
+def _seen(store: Store, device: str) -> dict[tuple, float]:
+    """The most seconds that a cell of each kind, trained alone on such a device, took."""
+    longest: dict[tuple, float] = {}
+    for record in store.records.values():
+        run = record.run
+        if run.get("device", "cpu") == "cpu" == device and not {"trained_as", "stacked"} & run.keys():
+            kind = _kind((record.made_of,))
+            longest[kind] = max(longest.get(kind, 0), run["seconds"])
+    return longest
+
+
 def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: float | None, say: Callable[[str], None],
-           submit: Callable[[tuple], Future], twins: dict[Cell, Cell] | None = None) -> list[str]:
+           submit: Callable[[tuple], Future], twins: dict[Cell, Cell] | None = None,
+           longest: dict[tuple, float] | None = None) -> list[str]:
     """Keeps `at_once` tasks in flight until none is left or the budget is spent; a cell is not started before its twin,
-    where that is in the queue too, has ended."""
+    where that is in the queue too, has ended. longest: seconds of a task of each kind, as far as any was seen."""
     began, queue, flying, failures, done, twins = time.monotonic(), deque(queue), {}, [], 0, twins or {}
-    longest: dict[tuple, float] = {}   # seconds of a task of each kind, as far as any was seen
+    longest = longest or {}
     awaited = {cell for task in queue for cell in task} & set(twins.values())
 
     def launch() -> None:

@@ -40,7 +40,7 @@ DASH = "–"
 SHOWN = ("† another cell's training, in one seed at least: the masks differ in less than 0.1 % of the kept weights, so one "
          "network was trained for both (@run and published of one score; the unpruned network and SynFlow@run, where that "
          "drops nothing).")
-RANGE = "where that would leave 0 to 100 %, the range of the seeds"
+RANGE = "where that would go beyond what is possible, the range of the seeds"
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
 _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
@@ -196,27 +196,23 @@ def coverage(rows: pd.DataFrame, names: Iterable[str], ratios: Iterable[float],
 def summary(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The `intervals` over seeds: one row per method and compression asked for; rows without a value are left out."""
     groups = rows.dropna(subset=[column]).groupby(["method", "base", "reading", "compression"])[column]
-    return intervals(groups).reset_index()
+    factor = factor_of(rows, "run" if column.endswith(ACCOUNTING["run"]) else "published")
+    return intervals(groups, 100 * factor).reset_index()
 
 
-def intervals(groups: SeriesGroupBy) -> pd.DataFrame:
+def intervals(groups: SeriesGroupBy, ceiling: float) -> pd.DataFrame:
     """Of each group, a value per seed: `mean`, `half` (the mean's 95 % interval by Student's t; NaN for one seed), how many
-    `seeds`, and the `least` and `most` of a seed."""
+    `seeds`, the `least` and `most` of a seed, and `ranged`: whether the interval leaves 0 to `ceiling`, as no accuracy can.
+    It then tells nothing, and the range of the seeds is told in its place."""
     found = groups.agg(mean="mean", deviation="std", seeds="count", least="min", most="max")
     found["half"] = stats.t.ppf(0.975, found["seeds"] - 1) * found.pop("deviation") / found["seeds"] ** 0.5
-    return found
-
-
-def leaves_percent(found: pd.DataFrame | pd.Series) -> pd.Series | bool:
-    """Whether the interval of a summary's mean leaves 0 to 100 %, as no accuracy can: it then tells nothing, and the range
-    of the seeds is told in its place."""
-    return (found["mean"] - found["half"] < 0) | (found["mean"] + found["half"] > 100)
+    return found.assign(ranged=(found["mean"] - found["half"] < 0) | (found["mean"] + found["half"] > ceiling))
 
 
 def spread(found: pd.Series, digits: int = 2, ranged: bool = False) -> str:
     """What follows the mean of accuracies in a table: ± half of the interval, or (always, if `ranged`) the range of the
     seeds in brackets, or, of one seed, nothing."""
-    if pd.notna(found["half"]) and (ranged or leaves_percent(found)):
+    if pd.notna(found["half"]) and (ranged or found["ranged"]):
         return f" ({found['least']:.{digits}f} to {found['most']:.{digits}f})"
     return f" ± {found['half']:.{digits}f}" if pd.notna(found["half"]) else ""
 
@@ -333,7 +329,7 @@ def accuracy_table(frame: pd.DataFrame, model: str, *ratios: float) -> Table:
     """Tables 4.2-4.5 and the table of MNIST: the thesis's numbers beside ours, by data set, ratio and method.
 
     For both metrics: the thesis as printed and divided by 0.98892; `@run` by the thesis's accounting (to be
-    compared with what is printed) and plain; `@written` where it exists; published. Then the compression of
+    compared with what is printed) and plain; `@written` where it exists; published. Before them the compression of
     the masks. An en dash marks a cell that is not there, an empty field a number that does not exist, † a number that
     another cell's training gave (in one seed at least).
     """
@@ -365,6 +361,8 @@ def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.Dat
     for base in bases():
         run, written = f"{base}@run", f"{base}@written"
         line = {("", "Data set"): LABELS.get(dataset, dataset), ("", "r"): f"{ratio:g}", ("", "Method"): base}
+        for reading, method in (("@run", run), ("published", base)):
+            line["Compression", reading] = _cell(found["compression_achieved"], method, interval=False)
         for metric, group in (("top5", "Top-5"), ("top1", "Top-1")):
             printed, corrected = _printed(dataset, model, ratio, base, metric)
             line |= {(group, "printed"): printed, (group, "corrected"): corrected,
@@ -372,8 +370,6 @@ def _block(rows: pd.DataFrame, dataset: str, model: str, ratio: float) -> pd.Dat
                      (group, "@run"): _cell(found[metric], run) + shown.get(run, ""),
                      (group, "@written"): _cell(found[metric], written),
                      (group, "published"): _cell(found[metric], base) + shown.get(base, "")}
-        for reading, method in (("@run", run), ("published", base)):
-            line["Compression", reading] = _cell(found["compression_achieved"], method, interval=False)
         lines.append(line)
     return pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples(lines[0]))
 
@@ -428,9 +424,12 @@ def _recipe(there: pd.DataFrame) -> list[str]:
 
 
 def reduced(rows: pd.DataFrame) -> list[str]:
-    """How many cells were trained in another precision than float32; those that show another's training were not."""
-    counts = rows.loc[rows["top1"].notna() & rows["trained_as"].isna(), "precision"].value_counts()
-    return [f"{count} cells trained in {name}" for name, count in counts.items() if name != "float32"]
+    """How many cells were trained in another precision than float32 and, where there are such, how many were not trained
+    but show another's training."""
+    shown = rows["trained_as"].notna()
+    counts = rows.loc[rows["top1"].notna() & ~shown, "precision"].value_counts()
+    facts = [f"{count} cells trained in {name}" for name, count in counts.items() if name != "float32"]
+    return facts + [f"{int(shown.sum())} show another's training"] * bool(facts and shown.any())
 
 
 def _seeds(there: pd.DataFrame) -> list[str]:
@@ -444,11 +443,12 @@ def _seeds(there: pd.DataFrame) -> list[str]:
 
 def _legend(model: str) -> list[str]:
     """What the columns count, and what the thesis did not do."""
+    compression = "Compression: N over what masks keep; the figures of its error count values for @run, as released."
     counted = "the best epoch's accuracy × n/(128·⌈n/128⌉) for n test images, as the thesis counts"
     if model == "cnn":
-        return [f"“@run as printed”: {counted}."]
+        return [compression, f"“@run as printed”: {counted}."]
     factor = thesis_factor(10_000)
-    return [f"“printed” and “@run as printed”: {counted}; “corrected”: printed ÷ {factor:.5f}.",
+    return [compression, f"“printed” and “@run as printed”: {counted}; “corrected”: printed ÷ {factor:.5f}.",
             "* starred in the thesis for its compression error.",
             "OBD is not in the thesis's table: OBD@run is what its code would have done."]
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -82,6 +83,9 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
     others.
     """
     check(model, data, epochs, learning_rate, batch_size, precision)
+    if not isinstance(generator, torch.Generator):
+        raise UserError("Training needs a torch.Generator for its batches, augmentation and dropout, such as "
+                        f"torch.Generator().manual_seed(42), not {generator!r}.")
     learner, lanes = Learner(model, masks, learning_rate, precision), Lanes(data.train_images.device, 1)
     history, state = learner.history, {"model": model, "optimizer": learner.optimizer, "generator": generator}
     _resume(checkpoint, state, history)
@@ -142,17 +146,29 @@ def conditions(data: Data, precision: str) -> Iterator[None]:
 def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:
     """Raises `UserError` for a recipe by which nothing can be trained, or not what it says, and where an epoch has a batch
     that BatchNorm cannot take."""
-    if epochs < 0 or batch_size < 1 or not 0 <= learning_rate < math.inf:
-        raise UserError("Epochs may not be negative, a batch needs at least 1 image, and the learning rate must be a finite "
-                        f"number from 0 on, not {epochs} epochs, {batch_size} images, {learning_rate:g}.")
-    if precision not in PRECISIONS:
-        raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    whole = isinstance(epochs, Integral) and isinstance(batch_size, Integral) and isinstance(learning_rate, Real)
+    if not whole or epochs < 0 or batch_size < 1 or not 0 <= learning_rate < math.inf:
+        raise UserError("Epochs may not be negative, a batch needs at least 1 image, both whole numbers, and the learning "
+                        f"rate must be a finite number from 0 on, not {epochs!r} epochs, {batch_size!r} images, "
+                        f"{learning_rate!r}.")
+    check_precision(precision)
     if (dtype := next(model.parameters()).dtype) != torch.float32:
         raise UserError(f"The network is {dtype}: training takes float32, as in model.float().")
-    # One image and the largest label stand for all.
-    check_batch(model, data.train_images[:1].float(), data.train_labels.max().view(1))
+    for what, images, labels in (("training", data.train_images, data.train_labels),
+                                 ("test", data.test_images, data.test_labels)):
+        if images.dtype != torch.uint8 or not 0 < len(images) == len(labels):
+            raise UserError(f"The {what} images must be uint8, from 0 to 255, at least one, and each with its label, not "
+                            f"{len(images)} of {images.dtype} with {len(labels)} labels.")
+        # One image and the largest label stand for all.
+        check_batch(model, images[:1].float(), labels.max().view(1))
     if epochs:
         check_batchnorm(model.train(), len(data.train_images) % batch_size if batch_size > 1 else 1)
+
+
+def check_precision(precision: str) -> None:
+    """Raises `UserError` for what is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
 
 
 def _save(checkpoint: Path, state: dict, history: History) -> None:

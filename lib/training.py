@@ -1,4 +1,4 @@
-"""Are a recipe's few epochs trained out? Test accuracy epoch by epoch, and what the last epoch still brought."""
+"""Are a recipe's few epochs enough? Test accuracy epoch by epoch, and what the last epoch still brought."""
 
 import math
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def sentence(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[fl
     seed = ("what a seed alone moves is not known yet (fewer than two seeds)" if math.isnan(moved) else
             f"a seed alone moves a pruned one above chance by {moved:.2f} points "
             f"(median standard deviation at {rates[0]:g})")
-    return f"Are {epochs} of the {network_label(dataset, model)} trained out? {told[:1].upper()}{told[1:]}; {seed}."
+    return f"Are {epochs} enough for the {network_label(dataset, model)}? {told[:1].upper()}{told[1:]}; {seed}."
 
 
 def spread(ends: pd.DataFrame) -> float:
@@ -77,8 +77,8 @@ def _told(ends: pd.DataFrame, rate: float, moved: float) -> str:
     brings = f"at {rate:g} the last epoch still brought {', '.join(told) or 'no network anything that is above chance'}"
     if math.isnan(moved) or alive.empty:
         return brings
-    return f"{brings}, more than a seed moves, so not trained out" if alive["gain"].median() > moved else (
-        f"{brings}, no more than a seed moves, so trained out by that measure")
+    return f"{brings}, more than a seed moves, so not enough" if alive["gain"].median() > moved else (
+        f"{brings}, no more than a seed moves, so enough by that measure")
 
 
 def _points(value: float) -> str:
@@ -100,15 +100,17 @@ def diagram(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[flo
     parts = [_panel(axes[line, column], tables.at_rate(rows, rate), ratio, rate, dataset)
              for line, rate in enumerate(rates) for column, ratio in enumerate(ratios)]
     for axis in axes[:, 0]:
-        axis.set_ylabel("top-1 accuracy (%)")
+        axis.set_ylabel("top-1 accuracy (%), plain")
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     axes[0, 0].set_ylim(0, 105)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    network = network_label(dataset, model)
-    figure.suptitle(f"{network}: @run over the epochs; thin: each seed; in brackets: what the last brought")
     figure.data = pd.concat(parts, ignore_index=True)
-    figure.asked = len(figure.data) > 0
+    figure.asked, network = len(figure.data) > 0, network_label(dataset, model)
+    if figure.asked:
+        figure.suptitle(f"{network}: @run over the epochs; thin: each seed; in brackets: points gained in the last")
+    else:
+        figures.one_line(figure, f"{network}: @run over the epochs · no such cells yet")
     return figure
 
 
@@ -154,5 +156,5 @@ def _best_and_worst(rows: pd.DataFrame, ratio: float) -> list[tuple]:
     alike = int((ends <= ends.iloc[-1] + 1e-9).sum()) - 1    # networks that let nothing pass all end at the same number
     shown = [(ends.index[0], "best: "), *([(ends.index[-1], "worst: ")] if len(ends) > 1 else [])]
     return dense + [(f"{word}{base}" + (f" and {alike} more" if word == "worst: " and alike else ""), method, ratio,
-                     figures.LOOKS.get(base, ("#777777",))[0], "--" if base.startswith("Layer") else "-")
+                     figures.look(base)[0], figures.line_of(base))
                     for (method, base), word in shown]

@@ -30,6 +30,12 @@ def heights(figure, panel):
     return sorted(line.get_ydata()[0] for line in lines if line.get_label().startswith("_"))
 
 
+def test_methods_of_ones_own_look_different(monkeypatch):
+    monkeypatch.setattr(tables, "bases", lambda: [*tables.ORDER, "Mine", "ERK"])
+    looks = {figures.look(base) for base in tables.bases()}
+    assert len(looks - set(figures.LOOKS.values())) == 2 and figures.look("SNIP") == figures.LOOKS["SNIP"]
+
+
 def test_every_method_looks_different():
     assert set(figures.LOOKS) == set(tables.ORDER)
     looks = {(*look, base.startswith("Layer")) for base, look in figures.LOOKS.items()}
@@ -101,7 +107,7 @@ def test_a_band_that_would_leave_0_to_100_percent_is_the_range_and_one_without_n
     assert edges.max() == 99.9 and 98.9 in edges and edges.min() == pytest.approx(81 - 2.48, abs=0.01)
     [[(x, low), (_, high)]] = bar.get_segments()
     assert x == 64 and (low + high) / 2 == pytest.approx(21) and high - low == pytest.approx(2 * 2.484, abs=0.01)
-    assert "the range of the seeds) over up to 3 seeds" in figure.get_suptitle()
+    assert "over up to 3 seeds, or their range where that is impossible" in figure.get_suptitle()
 
 
 def test_cells_that_are_not_trained_have_no_accuracy_to_wait_for():

@@ -31,9 +31,10 @@ def test_the_common_epochs_are_compared():
     assert line["bf16 (seed)"] == "46.00 (42), 45.00 (43), 46.00 (44)"
     assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
     assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
-    assert "ResNet-56 on CIFAR-10 (1 cells, the first 3 epochs): of 3 differences, epoch by epoch, 3 are within" in (
-        table.caption)
-    assert line["float32 is"] == "above them all" and "above them all in 1 of 1: its tests in bf16 do not" in table.caption
+    assert ("ResNet-56 on CIFAR-10 (1 cells, the first 3 epochs): epoch by epoch, 3 of 3 differences in top-1 and 3 of "
+            "those in training loss are within" in table.caption)
+    assert line["float32 is"] == "above them all"
+    assert "above them all in 1 of 1 cells: its tests in bf16 do not" in table.caption
 
 
 def test_an_epochs_difference_is_set_against_that_epochs_range():
@@ -52,14 +53,14 @@ def test_a_difference_larger_than_what_seeds_move_is_told():
     shifted = [record("bf16", [10, 43, 47, 50 + of / 10], seed=42 + of) for of in range(3)]
     table = precision.comparison([EXACT, *shifted])
     assert table.body.iloc[0]["largest difference"] == "3.00 (epoch 1)"
-    assert "of 3 differences, epoch by epoch, 0 are within" in table.caption
+    assert "epoch by epoch, 0 of 3 differences in top-1" in table.caption
     assert table.body.iloc[0]["float32 is"] == "below them all"
 
 
 def test_float32_amid_the_seeds_is_told():
     amid = [record("bf16", [10, 41, 45, 47 + of], seed=42 + of) for of in range(2)]
     table = precision.comparison([EXACT, *amid])
-    assert table.body.iloc[0]["float32 is"] == "inside their range" and "outside them in none" in table.caption
+    assert table.body.iloc[0]["float32 is"] == "inside their range" and "inside their range in all 1 cells" in table.caption
 
 
 def test_training_losses_are_compared_too():
@@ -67,7 +68,8 @@ def test_training_losses_are_compared_too():
     exact = record("float32", [10, 40, 44, 47], losses[0])
     table = precision.comparison([exact, record("bf16", [10, 40, 44, 47], losses[1]),
                                   record("bf16", [10, 41, 45, 48], losses[2], seed=43)])   # 0.1 of 0.2, of 0.05; 0.05 of .01
-    assert table.body.iloc[0]["losses within theirs"] == "1 of 3" and "of those of the training loss 1;" in table.caption
+    assert table.body.iloc[0]["losses within theirs"] == "1 of 3"
+    assert "and 1 of those in training loss are within" in table.caption
 
 
 def test_a_loss_that_is_none_is_within_nothing():
@@ -82,13 +84,15 @@ def test_networks_are_judged_apart():
     ahead = [record("bf16", [10, 41, 45, 50 + of], seed=42 + of, **other) for of in range(2)]
     table = precision.comparison([EXACT, *amid, record("float32", [10, 40, 44, 47], **other), *ahead])
     resnet, vgg = table.caption.split("ResNet-56 on")[1].split("VGG-16 on")
-    assert "in none" in resnet and "do not stand" not in resnet and "below them all in 1 of 1" in vgg
+    assert "inside their range in all 1 cells" in resnet and "do not stand" not in resnet
+    assert "below them all in 1 of 1" in vgg
 
 
 def test_one_seed_proves_nothing():
     table = precision.comparison([EXACT, OWN])
-    assert table.body.iloc[0]["float32 is"] == "–" and "outside them in none" not in table.caption
-    assert table.body.iloc[0]["range of seeds then"] == "–" and "epoch by epoch, 0 are within" in table.caption
+    assert table.body.iloc[0]["float32 is"] == "–" and "inside" not in table.caption
+    assert table.body.iloc[0]["range of seeds then"] == "–"
+    assert "epoch by epoch, 0 of 3 differences in top-1" in table.caption
 
 
 @pytest.mark.parametrize("records", [[], [EXACT], [OWN, *OTHERS], [EXACT, *OTHERS],

@@ -730,6 +730,107 @@ def test_a_score_may_carry_a_gradient(monkeypatch):
         assert not any(mask.all() for mask in found.values()) and not net[0].weight.grad_fn
 
 
+def drawn(model, inputs, targets):
+    return {name: torch.rand_like(weight) for name, weight in weights(model).items()}
+
+
+def handed(model, inputs, targets, *, generator):
+    return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights(model).items()}
+
+
+@pytest.mark.parametrize("score", [drawn, handed])
+@pytest.mark.parametrize("mode", ["train", "dropout"])
+def test_a_score_of_ones_own_that_draws_does_so_from_the_generator(monkeypatch, score, mode):
+    monkeypatch.setitem(pruning.SCORERS, "mine", score)
+    net, method = perceptron(), methods.Method("Mine", "mine", mode=mode)
+    made = lambda seed: pruning.masks(net, method, torch.randn(4, 6), torch.arange(4) % 3, 1.5, seeded(seed))
+    before = torch.get_rng_state()
+    first, other, again = made(1), made(2), made(1)
+    assert same(first, again) and not same(first, other)
+    net_only = pruning.masks(net, "GlobalMag", None, None, 1.5)
+    torch.set_rng_state(before)
+    pruning.masks(net, method, torch.ones(4, 6), torch.arange(4) % 3, 1.5)
+    assert torch.equal(torch.get_rng_state(), before) and not same(first, net_only)
+
+
+def test_rounds_of_a_score_with_data_score_the_pruned_network_again():
+    net, batch = chain(), (torch.randn(8, 1, 4, 4), torch.arange(8) % 3)
+    twice, kept = methods.Method("IterSNIP", "snip", rounds=2), pruning.kept_count(net, 2)
+    total = sum(weight.numel() for weight in pruning.prunable(net).values())
+    pruned = copy.deepcopy(net).double()
+    for stay in (round(total * (kept / total) ** 0.5), kept):
+        scores = pruning.SCORERS["snip"](pruned, batch[0].double(), batch[1])
+        flat = torch.cat([scores[name].flatten() for name in pruning.prunable(pruned)])
+        by_hand = pruning.top(flat, stay)
+        with torch.no_grad():
+            for weight, part in zip(pruning.prunable(pruned).values(),
+                                    by_hand.split([w.numel() for w in pruning.prunable(pruned).values()])):
+                weight *= part.view(weight.shape)
+    found = pruning.masks(net, twice, *batch, 2)
+    assert torch.equal(torch.cat([mask.flatten() for mask in found.values()]), by_hand)
+    assert not same(found, pruning.masks(net, methods.Method("OnceSNIP", "snip"), *batch, 2))
+
+
+def test_scores_of_many_rounds_are_checked_too(monkeypatch):
+    monkeypatch.setitem(pruning.SCORERS, "mine", lambda model, inputs, targets: {
+        name: torch.ones(3) for name in weights(model)})
+    with pytest.raises(UserError, match="mine score of 0.weight is torch.float32 of shape"):
+        pruning.masks(perceptron(), methods.Method("Mine", "mine", rounds=2), torch.randn(4, 6), torch.arange(4) % 3, 1.5)
+
+
+def test_masks_that_were_applied_before_hold_no_longer():
+    net, batch = perceptron(), torch.randn(16, 6)
+    start = copy.deepcopy(net.state_dict())
+    ends = []
+    for reused in (net, perceptron()):
+        for name in ("LayerMag", "GlobalMag")[reused is not net:]:
+            reused.load_state_dict(start)
+            pruning.apply(reused, found := pruning.masks(reused, name, None, None, 2))
+        optimizer = torch.optim.SGD(reused.parameters(), 0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            reused(batch).square().sum().backward()
+            optimizer.step()
+        ends.append(reused.state_dict())
+        assert all((reused.get_parameter(each)[~mask] == 0).all() for each, mask in found.items())
+    assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values()))
+    pruning.apply(net, {name: torch.ones_like(mask) for name, mask in found.items()})
+    net(batch).sum().backward()
+    assert not any(weight._backward_hooks for weight in net.parameters())
+
+
+class Odd(Residual):
+    """A network of which the search of paths sees nothing, or too little, by arithmetic of its own."""
+
+    def __init__(self, before=lambda images: images, after=lambda logits: logits):
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, images):
+        return self.after(super().forward(self.before(images)))
+
+
+@pytest.mark.parametrize("arithmetic", [
+    {"before": lambda images: (images - 127.5) / 58}, {"after": lambda logits: -logits},
+    {"before": lambda images: -images}, {"after": lambda logits: logits * 0}])
+def test_a_network_that_the_audit_does_not_follow_is_refused(arithmetic):
+    net = Odd(**arithmetic)
+    with pytest.raises(UserError, match="does not follow"):
+        pruning.report(net, pruning.masks(net, "GlobalMag", None, None, 1.2))
+
+
+@pytest.mark.parametrize("after", [
+    torch.nn.functional.log_softmax, torch.softmax, torch.Tensor.softmax, torch.sigmoid, torch.nn.functional.softplus,
+    torch.nn.functional.logsigmoid, lambda logits, dim=1: torch.nn.functional.layer_norm(logits, (3,))])
+def test_functions_that_hand_on_each_signal_are_followed_like_modules(after):
+    found = pruning.masks(Residual(), "GlobalMag", None, None, 1.5)
+    ends = {"dim": 1} if "softmax" in after.__name__ else {}
+    assert pruning.report(Odd(after=lambda logits: after(logits, **ends)), found) == pruning.report(
+        Odd(after=lambda logits: logits), found)
+    empty = found | {"conv1.weight": torch.zeros_like(found["conv1.weight"])}
+    assert pruning.report(Odd(after=lambda logits: after(logits, **ends)), empty).collapsed
+
+
 def test_random_scores_have_one_round():
     with pytest.raises(UserError, match="cannot have 2 rounds"):
         methods.Method("Mine", "random", rounds=2)
@@ -882,7 +983,14 @@ def test_a_method_may_be_a_row_of_ones_own():
 @pytest.mark.parametrize("wrong", [
     {"score": "magnitud"}, {"scope": "Layer"}, {"init": "xavier"}, {"mode": "evaluate"}, {"selection": "quantil"},
     {"rounds": 0}, {"rounds": 3, "scope": "layer"}, {"rounds": 3, "selection": "quantile"},
-    {"rounds": 3, "score": "gradient"}])
+    {"rounds": 3, "score": "random"}, {"rounds": 2.5}])
 def test_a_row_that_means_nothing_is_refused(wrong):
     with pytest.raises(UserError, match=f"Mine.*{next(iter(wrong.values()))}"):
         methods.Method(**{"name": "Mine", "score": "magnitude"} | wrong)
+
+
+@pytest.mark.parametrize("name", ["Mine@ours", "Mine@", "@run", "Mine run", ""])
+def test_a_name_that_tables_do_not_know_is_refused(name):
+    with pytest.raises(UserError, match="cannot be named"):
+        methods.Method(name, "magnitude")
+    assert methods.Method("Mine-2.1@written", "magnitude").reading == "written"

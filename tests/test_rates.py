@@ -116,7 +116,7 @@ def test_the_thesiss_four_stand_out():
     assert set(figure.data["learning_rate"]) == set(RATES) and figure.data["seeds"].eq(1).all()
     levels = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
     assert set(levels) == {"chance", "unpruned"} and levels["chance"] == pytest.approx(11.35 * tables.thesis_factor(10_000))
-    assert figure.axes[0].get_title().endswith("(0 of 5 statements agree)")
+    assert figure.axes[0].get_title().endswith("(bears out 0 of the thesis's 5 statements)")
 
 
 def test_resnets_printed_numbers_beside_both_rates():

@@ -392,6 +392,23 @@ def test_what_is_left_is_counted(house, capsys):
     assert not (house / "outputs").exists()
 
 
+def test_studies_that_are_left_are_counted(capsys):
+    assert run.main(["--list", "--outputs", "/nonexistent/of-no-store"]) == 0
+    parts = re.split(r"^(\w+) .*\n", capsys.readouterr().out, flags=re.MULTILINE)
+    left = dict(zip(parts[1::2], parts[2::2], strict=True))    # profile -> its lines
+    assert re.search(r"^  studies +(\d\d+) of +\1 left$", left["masks"], re.MULTILINE) and "07_audit" in left["masks"]
+    assert "studies" not in left["mnist"] and "07_audit" not in left["mnist"] and "06_results" in left["mnist"]
+
+
+@pytest.mark.parametrize("images, message", [(65, "scored on 65 images, but there are 64"), (33, "batch of one image")])
+def test_a_number_of_images_that_obd_cannot_be_scored_on_is_refused_at_once(images, message, monkeypatch):
+    monkeypatch.setattr(run.pruning, "CALIBRATION_CHUNK", 32)
+    cell = Cell("shapes10", "vgg16", "OBD", 2, 42, 0, 1e-3, width=0.125, train_images=64, score_images=images)
+    with pytest.raises(UserError, match=message):
+        run.check_cells([cell], None)
+    run.check_cells([dataclasses.replace(cell, score_images=64)], None)
+
+
 def test_no_profile_also_renders_the_results_of_the_other_stores(house, monkeypatch):
     notebook(profile.RESULTS, "import pathlib; pathlib.Path(f'got-{profile}').touch()")
     for name in ("quick", "mnist"):

@@ -281,6 +281,16 @@ def test_what_would_not_end_within_the_budget_is_not_started(store, monkeypatch,
     assert executor.tasks == [(cell,) for cell in SHORT[:2]]   # a third, of 10 seconds as the others, would end at 30
 
 
+def test_what_the_store_says_would_not_end_within_the_budget_is_not_started(store, fill):
+    fill(store, SHORT[:1])
+    record = next(iter(store.records.values()))
+    record.run["seconds"] = 1000
+    assert fill(store, SHORT, budget=100) == [] and len(store) == 1
+    record.run["device"] = "a card"     # says nothing of a processor
+    fill(store, SHORT, budget=100)
+    assert len(store) == len(SHORT)
+
+
 def test_cells_that_differ_in_method_and_compression_only_train_together(store, fill):
     other = replace(SHORT[0], seed=2)
     assert sweep.tasks([*SHORT, other], 4) == [tuple(SHORT[:4]), tuple(SHORT[4:]), (other,)]

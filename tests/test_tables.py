@@ -286,6 +286,27 @@ def test_top_four_and_collapse_of_the_others():
     assert verdict(grid(TOP | {"LAMP": 15}), "every other method has collapsed") == "disagrees"
 
 
+@pytest.mark.parametrize(("at_half", "grasp", "obd", "run", "published"), [
+    (80, 60, 60, "agrees", "disagrees"), (80, 60, 75, "disagrees", "disagrees"), (60, 5, 5, "agrees", "agrees")])
+def test_hessian_methods_are_asked_at_half_the_compression_as_run_and_at_the_same_as_published(
+        at_half, grasp, obd, run, published):
+    others = dict.fromkeys(tables.ORDER, 10) | {"SNIP": 70}
+    frame = pd.concat([grid(others | {"GraSP": at_half, "OBD": at_half}, ratios=(32,)),
+                       grid(dict.fromkeys(tables.ORDER, 10) | {"GraSP": grasp, "OBD": obd}, ratios=(64,))])
+    assert verdict(frame, "Hessian-based") == run and verdict(frame, "Hessian-based", "published") == published
+
+
+def test_a_claim_about_a_place_tells_of_its_method_also_where_it_is_not_among_the_first():
+    [claim] = [claim for claim in claims.CLAIMS if "VGG-16 on CIFAR-10 at r = 32" in claim.text]
+    ranked = {base: 90 - 10 * place for place, base in enumerate(("LAMP", "Random", "LayerMag", "SNIP"))}
+    frame = grid(dict.fromkeys(tables.THESIS, 20) | ranked, "vgg16", "cifar10")
+    assert claims.judge(claim, frame, "published") == ("LAMP 90.00, Random 80.00, LayerMag 70.00; SNIP 60.00, place 4",
+                                                       "disagrees")
+    frame = grid(dict.fromkeys(tables.THESIS, 20) | {"SNIP": 60}, "vgg16", "cifar10")
+    assert claims.judge(claim, frame, "published")[0].startswith("SNIP 60.00, ") and "place" not in claims.judge(
+        claim, frame, "published")[0]
+
+
 def test_a_tie_is_not_a_place_among_the_first():
     assert verdict(grid(TOP | {"SNIP": 10}), "top four") == "disagrees"
 
@@ -560,17 +581,22 @@ def test_agreement_of_the_thesis_with_itself_is_perfect_and_counts_what_is_there
     assert set(tables.agreement(rows.assign(top1_thesis=float("nan"))).body["top-1: median difference"]) == {"–"}
 
 
-def summed(*top1):
+def summed(*top1, column="top1"):
     """The summary of cells that differ in their seed only, by their top-1."""
     records = [record(cell("LAMP", seed=seed), [round(100 * value)] * 3) for seed, value in enumerate(top1)]
-    return tables.summary(tables.frame(records), "top1").iloc[0]
+    return tables.summary(tables.frame(records), column).iloc[0]
 
 
-def test_an_interval_that_leaves_0_to_100_percent_gives_way_to_the_range_of_the_seeds():
+def test_an_interval_beyond_what_is_possible_gives_way_to_the_range_of_the_seeds():
     assert tables.spread(summed(80, 81, 82)) == f" ± {stats.t.ppf(0.975, 2) / 3 ** 0.5:.2f}"
     assert tables.spread(summed(11, 86, 84)) == " (11.00 to 86.00)"              # 60 ± 106
     assert tables.spread(summed(1, 20, 30)) == " (1.00 to 30.00)"                # 17 ± 36
     assert tables.spread(summed(99.5, 99.9, 99.1), digits=1) == " (99.1 to 99.9)"    # 99.5 ± 1.0
+    as_counted = summed(97.9, 98.0, 97.4, column="top1_thesis")     # × 0.98892: 96.7 ± 0.8, which 100 and 98.892 allow
+    assert as_counted["mean"] + as_counted["half"] < 98 and not as_counted["ranged"]
+    as_counted = summed(99.5, 99.9, 98.5, column="top1_thesis")     # 98.2 ± 1.8, which is above 98.892 and below 100
+    assert 98.9 < as_counted["mean"] + as_counted["half"] < 100 and as_counted["ranged"]
+    assert tables.spread(as_counted) == " (97.41 to 98.79)"
     assert tables.spread(summed(80, 81, 82), ranged=True) == " (80.00 to 82.00)"
     assert tables.spread(summed(80)) == tables.spread(summed(80), ranged=True) == ""
 
@@ -597,12 +623,16 @@ def test_a_verdict_says_how_many_seeds_it_is_of_and_where_they_differ():
     frame = pd.concat([grid(TOP), grid(TOP | {"LAMP": 65}).assign(seed=43), grid(TOP).assign(seed=44)])
     assert claims.weighed(claim, grid(TOP), "run")[1] == "agrees (1 seed)"
     assert claims.weighed(claim, frame[frame["seed"] != 43], "run")[1] == "agrees (2 seeds)"
-    assert claims.weighed(claim, frame, "run")[1] == "agrees (2 of 3 seeds agree)"
+    assert claims.weighed(claim, frame, "run")[1] == "agrees (3 seeds; taken alone, 2 agree)"
     assert claims.weighed(claim, tables.frame([]), "run")[1] == "not decidable (0 of 14 cells)"
+    rounded = grid(TOP, errors={"GraSP": -20}).assign(precision=["float32", "bf16"] * 28)
+    assert claims.weighed(claim, rounded, "run")[1] == "agrees (1 seed, bf16)"
+    [masks] = [claim for claim in claims.CLAIMS if "GraSP under-prunes by 30" in claim.text]
+    assert claims.weighed(masks, rounded, "run")[1] == "disagrees (1 seed)"    # of masks, which no precision moves
     table = claims.claims_table(frame.assign(precision="bf16"))
     cells = int(frame["top1"].notna().sum())
     assert f"In this store: {cells} cells trained in bf16." in table.caption
-    assert "1 agree, 3 disagree, 3 do not arise" in table.caption
+    assert "1 agree, 4 disagree, 3 do not arise" in table.caption
 
 
 def test_agreement_by_hand():

@@ -322,13 +322,35 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_moves()
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": -0.1}, {"learning_rate": math.nan},
-                                   {"learning_rate": math.inf}, {"precision": "fp8"}])
+                                   {"learning_rate": math.inf}, {"precision": "fp8"}, {"epochs": 1.5}, {"epochs": "1"},
+                                   {"batch_size": None}, {"learning_rate": "a"}])
 def test_a_recipe_that_is_none_is_refused_before_anything_moves(wrong):
     net = network()
     before = values(net)
     with pytest.raises(UserError):
         train(net, **wrong)
     assert torch.equal(values(net), before)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("change, message", [
+    (lambda images, labels: (images.float() / 255, labels), "must be uint8"),
+    (lambda images, labels: (images, labels[1:]), "each with its label"),
+    (lambda images, labels: (images[:0], labels[:0]), "at least one"),
+    (lambda images, labels: (images, labels + 3), "labels go from")])
+def test_images_and_labels_that_cannot_be_trained_on_are_refused_before_anything_moves(part, change, message):
+    net, data = network(), images()
+    changed = change(getattr(data, f"{part}_images"), getattr(data, f"{part}_labels"))
+    before = values(net)
+    with pytest.raises(UserError, match=message):
+        train(net, replace(data, **{f"{part}_images": changed[0], f"{part}_labels": changed[1]}))
+    assert torch.equal(values(net), before)
+
+
+@pytest.mark.parametrize("generator", [None, 42])
+def test_without_a_generator_nothing_is_trained(generator):
+    with pytest.raises(UserError, match="needs a torch.Generator"):
+        trainer.train(net := network(), half(net), images(), epochs=1, learning_rate=0.1, generator=generator)
 
 
 def test_a_last_batch_of_one_image_is_refused_where_batchnorm_follows_a_linear():

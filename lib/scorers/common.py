@@ -35,16 +35,16 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
             if (owner := owners.setdefault(layer.weight, name)) != name:
                 raise UserError(f"{owner} and {name} share one weight, which no method here can score: give each its own.")
             found[name] = layer
-        elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
-            raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose weights no method here can score: "
-                            "only those of Conv2d and Linear are known. Build the network of these.")
+        elif large := [each for each, parameter in layer.named_parameters(recurse=False) if parameter.dim() > 1]:
+            raise UserError(f"{name or 'The network'} is a {type(layer).__name__}, whose {', '.join(large)} no method here "
+                            "can score: only weights of Conv2d and Linear are known. Build the network of these.")
     if not found:
         raise UserError("The network has no Conv2d and no Linear: there is nothing that could be scored or pruned.")
     return found
 
 
 def classifier(model: nn.Module) -> str | None:
-    """Name of the last Linear's weight (the layer that no method prunes), or None where there is no Linear."""
+    """Name of the weight of the last Linear in definition order (which no method prunes), or None where there is none."""
     linear = [name for name, layer in layers(model).items() if isinstance(layer, nn.Linear)]
     return weight_name(linear[-1]) if linear else None
 
@@ -125,14 +125,13 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
             if data:
                 check_batch(model, inputs, targets)
                 check_batchnorm(model, len(inputs))
-            if inputs is not None:
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
             try:
                 with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
                     scores = function(model, inputs, targets, **options)
             except (KeyError, RuntimeError) as error:
-                if data and (idle := _idle(model, inputs)):
-                    raise UserError(f"The network never calls {', '.join(idle)}, so no data can score it: leave it out of "
+                if data and (unused := idle(model, inputs)):
+                    raise UserError(f"The network never calls {', '.join(unused)}, so no data can score it: leave it out of "
                                     "the network.") from error
                 raise
             if data:
@@ -148,7 +147,7 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
     return decorate
 
 
-def _idle(model: nn.Module, inputs: Tensor) -> list[str]:
+def idle(model: nn.Module, inputs: Tensor) -> list[str]:
     """The layers that play no part in the network's output."""
     called = set()
     with torch.no_grad(), watching(model, lambda name, *_: called.add(name)):
@@ -207,4 +206,5 @@ def check_batch(model: nn.Module, inputs: Tensor | None, targets: Tensor | None)
     last = classifier(model)
     classes = weights(model)[last].shape[0] if last else None
     if classes is not None and not (0 <= int(targets.min()) and int(targets.max()) < classes):
-        raise UserError(f"The labels go from {int(targets.min())} to {int(targets.max())}, but there are {classes} classes.")
+        raise UserError(f"The labels go from {int(targets.min())} to {int(targets.max())}, but there are {classes} classes: "
+                        f"so many outputs has {last}, and the last Linear to be defined is taken for the classifier.")

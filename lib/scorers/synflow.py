@@ -41,7 +41,8 @@ def flow(model: nn.Module, inputs: Tensor | None, dtype: torch.dtype) -> tuple[T
     parameters = {name: positive(parameter) for name, parameter in model.named_parameters()}
     for name in weights(model):
         parameters[name].requires_grad_()
-    shape = input_shape(model) if inputs is None else inputs.shape[1:]
+    # What a network says of itself comes before a batch that is not looked at.
+    shape = inputs.shape[1:] if isinstance(inputs, Tensor) and not hasattr(model, "input_shape") else input_shape(model)
     ones = torch.ones(1, *shape, dtype=dtype, device=next(iter(parameters.values())).device)
     with evaluating(model):
         return call(model, ones, parameters, transform=positive).sum(), parameters
