@@ -4,7 +4,6 @@
 """
 
 import argparse
-import functools
 import re
 import sys
 
@@ -25,8 +24,9 @@ HOURS = re.compile(r"(<!-- hours: (\w+) -->)[^|;,]*?( ?[|;,])")   # in a table, 
 def found() -> str:
     """The block of the README: one figure, what the stores say, and how far they are."""
     mnist, masks, paper = map(_frame, ("mnist", "masks", "paper"))
+    claimed = _claims()
     return "\n".join([
-        *_short(mnist, masks, paper), "",
+        *_short(mnist, masks, paper, claimed.body), "",
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
         f"*Left as released, right as published. {_under_pruned(mnist)}*", "",
         f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; all 14 methods)", "",
@@ -37,13 +37,13 @@ def found() -> str:
         *_masks(masks), "",
         f"**CIFAR** ({_done(paper)}{_reduced(paper)}; where cells are missing, tables and figures say \"k of n cells\")", "",
         *_cifar(), "",
-        f"**The thesis's claims**: {_claims().caption} [All of them, with what was found]({CLAIMS}).", "",
+        f"**The thesis's claims**: {claimed.caption} [All of them, with what was found]({CLAIMS}).", "",
         "Tables and figures: " + "; ".join(_links(name) for name in ("mnist", "masks", "paper")) + ".", ""])
 
 
-def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame) -> list[str]:
+def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame, claimed: pd.DataFrame) -> list[str]:
     """The answer in four lines."""
-    undecided, (counted, above) = _verdicts("not").all(axis=1), _above("published", mnist)
+    undecided, (counted, above) = _verdicts(claimed, "not").all(axis=1), _above("published", mnist)
     lost, verdict = _asked(mnist, "Magnitude-based methods do worse")
     return [
         "**In short**", "",
@@ -53,10 +53,11 @@ def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame) -> lis
         "2. As released, SynFlow prunes in one round in place of a hundred. That cuts all paths of VGG-16 early "
         f"({_obtained(masks, 'SynFlow is sometimes among the first')}). On ResNet-56 it overflows and prunes nothing "
         f"({_obtained(masks, 'SynFlow hardly prunes')}): its numbers there are an unpruned network's.",
-        f"3. As published, at the exact compression, on MNIST at r = {mnist['compression'].max():g} {counted}"
+        f"3. As published, at the exact compression, on MNIST at r = {mnist['compression'].max():g}: {counted}"
         f"{', first ' * bool(above)}{'; '.join(above[:2])}. That magnitude-based methods often lose to random pruning, as "
         f"the abstract says: the cells of MNIST {verdict.removesuffix('s')}. {lost}.",
-        f"4. On CIFAR {_done(paper)}, so {int(undecided.sum())} of the thesis's {len(undecided)} claims are open."]
+        f"4. On CIFAR {_done(paper).replace('cells', 'cells are')}, so {int(undecided.sum())} of the thesis's "
+        f"{len(undecided)} claims are open."]
 
 
 def _under_pruned(mnist: pd.DataFrame) -> str:
@@ -181,7 +182,6 @@ def _cifar() -> list[str]:
             f"- {shift.silent(_records('paper'), both[0]).caption}"]
 
 
-@functools.cache
 def _claims() -> tables.Table:
     """Every claim, asked in both readings of the first store that decides it."""
     frames, lines = {name: _frame(name) for name in ("mnist", "masks", "paper")}, []
@@ -200,10 +200,11 @@ def _claims() -> tables.Table:
 
 def claims_page() -> str:
     """outputs/claims.md: what is contradicted first, then what is borne out, and what is open as a list."""
-    paper, body, columns = _frame("paper"), _claims().body, ["section", "the thesis says", "agrees if", "@run", "published"]
+    paper, claimed, columns = _frame("paper"), _claims(), ["section", "the thesis says", "agrees if", "@run", "published"]
+    body = claimed.body
+    against, undecided = _verdicts(body, "disagrees").any(axis=1), _verdicts(body, "not").all(axis=1)
     body = body.assign(**{name: body[f"{name}: verdict"] + (": " + body[f"{name}: found"]).replace(f": {tables.DASH}", "")
                           for name in ("@run", "published")})
-    against, undecided = _verdicts("disagrees").any(axis=1), _verdicts("not").all(axis=1)
     return "\n".join([
         "# What the thesis claims, and what the cells say", "",
         "Written by `python -m lib.readme` from the stores; in square brackets the store that decides. Accuracies: top-1 in "
@@ -211,7 +212,7 @@ def claims_page() -> str:
         "said how many agree when taken alone. “Does not arise”: published masks are exact by definition, so a claim about "
         "an error of the compression is no question there, nor is one about the numbers that the released code gave. A "
         f"network has collapsed where its mask lets nothing pass. The paper store: {_done(paper)}{_reduced(paper)}; what a "
-        "precision moves, the README tells.", "", _claims().caption, "",
+        "precision moves, the README tells.", "", claimed.caption, "",
         tables.Table("## Contradicted in one reading at least", body.loc[against, columns]).markdown(),
         tables.Table("## Contradicted in none", body.loc[~(against | undecided), columns]).markdown(),
         "## Not decidable yet", "", "These ask for cells that are not computed.", "",
@@ -219,9 +220,9 @@ def claims_page() -> str:
           for _, line in body[undecided].iterrows()), ""])
 
 
-def _verdicts(begin: str) -> pd.DataFrame:
+def _verdicts(claimed: pd.DataFrame, begin: str) -> pd.DataFrame:
     """Of each claim, in both readings: does the verdict begin so?"""
-    return _claims().body[["@run: verdict", "published: verdict"]].map(lambda verdict: verdict.startswith(begin))
+    return claimed[["@run: verdict", "published: verdict"]].map(lambda verdict: verdict.startswith(begin))
 
 
 def _links(name: str) -> str:
