@@ -110,7 +110,7 @@ def _seen(store: Store, device: str) -> dict[tuple, float]:
     longest: dict[tuple, float] = {}
     for record in store.records.values():
         run = record.run
-        if run.get("device", "cpu") == "cpu" == device and not {"trained_as", "stacked"} & run.keys():
+        if run.get("device", "cpu") == device and not {"trained_as", "stacked"} & run.keys():
             kind = _kind((record.made_of,))
             longest[kind] = max(longest.get(kind, 0), run["seconds"])
     return longest

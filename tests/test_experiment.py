@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import UserError, data, experiment, methods, models, pruning
+from lib import UserError, collapse, data, experiment, methods, models, pruning
 from lib.experiment import Cell, Record
 from lib.methods import METHODS
 from lib.scorers import SCORERS
@@ -412,3 +412,16 @@ def test_a_cell_that_means_nothing_is_refused(wrong):
     fields = dict(dataset="digits", model="cnn", method="Random", compression=2, seed=0, epochs=1, learning_rate=0.1)
     with pytest.raises(UserError):
         Cell(**fields | wrong)
+
+
+def test_a_method_of_many_rounds_sees_the_scoring_batch_of_its_cell(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "IterSNIP", methods.Method("IterSNIP", "snip", rounds=2))
+    cell = replace(CELL, method="IterSNIP", epochs=0)
+    images = experiment.images_of(cell)
+    model = experiment.network(cell, images)
+    by_hand = pruning.masks(model, "IterSNIP", *experiment.scoring_batch(cell, images), cell.compression)
+    assert experiment.run(cell).report["digest"] == experiment.digest(by_hand)
+    kept = pruning.kept_count(model, cell.compression)
+    batch = experiment.scoring_batch(cell, images)
+    looked_at = collapse.masks_keeping(model, methods.get("IterSNIP"), None, kept, batch)
+    assert experiment.digest(looked_at) == experiment.digest(by_hand)

@@ -85,6 +85,22 @@ def test_nothing_to_draw_is_said():
     assert "no such cells in this profile" in figure.get_suptitle() and figure.data.empty and not figure.axes
 
 
+def test_a_method_without_a_pruned_network_is_no_line_and_a_single_seed_is_named():
+    records = [record(cell("Dense", 1), [9000] * 3), record(cell("SNIP@run", 4), [8000] * 3)]
+    cells = [each.cell for each in records] + [cell("Dense@xavier_normal", 1), cell("LAMP", 4), cell("LAMP@run", 4)]
+    figure = figures.accuracy_curves(tables.frame(records, cells), "mnist", "cnn")
+    assert set(figure.data["base"]) == {"SNIP"} and f"seed {records[0].cell.seed}" in figure.get_suptitle()
+    other = [record(cell("SNIP@run", 4, seed=7), [8000] * 3)]
+    assert "seed 7" not in figures.accuracy_curves(tables.frame([*records, *other]), "mnist", "cnn").get_suptitle()
+
+
+def test_bands_of_compression_errors_are_intervals_also_below_0():
+    records = [record(cell("GraSP@run", 16, seed=seed), [9000] * 3, achieved=8 + seed / 10, released=8 + seed / 10)
+               for seed in (1, 2, 3)]
+    data = figures.compression_error(tables.frame(records), "mnist", "cnn").data
+    assert (data["mean"] < -40).all() and not data["ranged"].any()
+
+
 def test_what_a_profile_has_no_cells_of_is_not_written(tmp_path):
     assert figures.save(figures.accuracy_curves(store(), "cifar10", "vgg16"), tmp_path / "none").data
     waiting = store().assign(top1=float("nan"))

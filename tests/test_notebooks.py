@@ -7,10 +7,11 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 
-from lib import audit, execution, experiment, notebook, sweep
+from lib import audit, execution, experiment, notebook, sweep, tables
 from lib.profile import DRAWN, NOTEBOOKS, Profile, load, outputs
 from lib.scorers import SCORERS
 from lib.scorers.common import weights
@@ -219,3 +220,14 @@ def test_cells_that_fail_or_cannot_be_reached_do_not_stop_the_others(tmp_path, m
     assert len(chapter.results()) == len(chapter.cells) == 5
     said = capsys.readouterr().out
     assert "FAILED 3 cells: broke" in said and said.count("64 is out of reach") == 1 and os.listdir(tmp_path) == []
+
+
+def test_a_share_below_a_tenth_of_a_percent_keeps_two_digits():
+    assert [notebook.percent(share) for share in (0, 0.000412, 0.0123, 1)] == ["0.0 %", "0.041 %", "1.2 %", "100.0 %"]
+
+
+def test_an_audit_says_in_how_many_seeds_a_layer_is_empty_and_no_path_is_left():
+    rows = pd.DataFrame({"done": [True] * 3 + [False], "compression_achieved": [8.0, 8.0, 8.3, 99.0],
+                         "empty_layers": [7, 0, 2, 9], "collapsed": [True, False, False, True]})
+    assert notebook._audited(rows) == "8.10; empty 2/3; no path 1/3"
+    assert notebook._audited(rows[1:2]) == "8.00" and notebook._audited(rows[3:]) == tables.DASH

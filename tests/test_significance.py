@@ -138,6 +138,14 @@ def test_nothing_at_all_is_said():
     assert not figure.axes and figure.get_suptitle().endswith("no such cells in this profile") and not figure.asked
 
 
+def test_an_interval_above_what_the_thesis_can_count_gives_way_to_the_range():
+    tops = {"SNIP": (98.0, 98.8, 97.6), "LAMP": (50, 51, 52)}    # 98.1 ± 1.5: below 100, above 98.892
+    records = [record(cell(f"{base}@run", 2, seed=seed), [round(100 * top / tables.thesis_factor(10_000))] * 3)
+               for base, values in tops.items() for seed, top in enumerate(values)]
+    body = significance.ranking(tables.frame(records), "mnist", "cnn").body.set_index("method")
+    assert body.loc["SNIP", "mean top-1"] == "98.13 (97.60 to 98.80)" and "±" in body.loc["LAMP", "mean top-1"]
+
+
 def test_two_learning_rates_are_not_mixed():
     with pytest.raises(UserError, match="mix several values of learning_rate"):
         significance.compare(mnist.frame(mnist.records()), "mnist", "cnn", "run")
