@@ -122,7 +122,8 @@ class UnknownMethod(UserError):
 
 def get(name: str) -> Method:
     """The method of that name; raises `UnknownMethod`, a `UserError`, for a name that is not in the table."""
-    found = next((method for method in (*METHODS.values(), *DENSE.values()) if method.name == name), None)
+    known = METHODS | {method.name: method for method in DENSE.values()}
+    found = known.get(name) if isinstance(name, str) else None
     if found is None:
         raise UnknownMethod(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     return found
