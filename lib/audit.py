@@ -142,7 +142,7 @@ def _critical(study: Study, images: data.Data) -> Rows:
     cell, method = study.cell(), methods.get(study.method)
     model = experiment.network(cell, images)
     scores = experiment.scores(cell, model, images) if method.rounds == 1 else None
-    batch = experiment.scoring_batch(cell, images)
+    batch = experiment.scoring_batch(cell, images) if method.rounds > 1 else (None, None)
     total, layers, fixed = pruning.totals(model)
     weights = total - fixed
     seen: dict[int, dict[str, bool]] = {}

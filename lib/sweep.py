@@ -112,7 +112,7 @@ def _seen(store: Store, device: str) -> dict[tuple, float]:
         run = record.run
         if run.get("device", "cpu") == device and not {"trained_as", "stacked"} & run.keys():
             kind = _kind((record.made_of,))
-            longest[kind] = max(longest.get(kind, 0), run["seconds"])
+            longest[kind] = max(longest.get(kind, 0), run.get("seconds", 0))
     return longest
 
 
