@@ -264,7 +264,7 @@ def chance_table(frame: pd.DataFrame) -> Table:
                      | {state: f"{states.count(state)}/{len(states)}" for state in (CLOSED, BYPASSED, NEITHER)}
                      | {"explained by": found})
     body = pd.DataFrame(lines)
-    told = {NEITHER: "there is a path and no empty layer, so it was the training or the test",
+    told = {NEITHER: "there is a path and no empty layer in every seed, so most likely it was the training or the test",
             DASH: "no mask is in the store"}
     counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "
@@ -505,4 +505,5 @@ def cost_table(records: Iterable[Record]) -> Table:
     each = each.loc[each.sum(axis=1).sort_values(ascending=False, kind="stable").index, frame["network"].unique()]
     body = each.map(lambda seconds: f"{seconds:.1f}" if pd.notna(seconds) else DASH).reset_index()
     return Table(f"Seconds of one thread per seed, all compressions together, as measured (other work ran beside); in all "
-                 f"{frame['seconds'].sum() / 3600:.1f} hours for {len(frame)} cells. OBD@run shares OBD's curvature.", body)
+                 f"{frame['seconds'].sum() / 3600:.1f} hours for {len(frame)} cells. "
+                 "Where there is BatchNorm, OBD@run shares OBD's curvature.", body)

@@ -38,7 +38,7 @@ LOOKS = {
 # Method -> line, where colours come near one another to an eye that lacks red or green.
 _LINES = {"SNIP": "-.", "GraSP": "-.", "OBD": (0, (1, 1)), "SynFlow": (0, (1, 1))}
 CELL = ["method", "compression", "seed", "learning_rate"]   # what tells the cells of one network apart
-CUT, BAR = "#EE7733", "#CCCCCC"     # of thresholds and histograms: no method has them
+BAR = "#CCCCCC"     # of histograms: no method has it
 PANELS = {"run": "@run: as released", "written": "@written: as the thesis says", "published": "published"}
 
 
@@ -86,22 +86,22 @@ def save(figure: Figure, stem: Path | str) -> Image:
     """Writes `stem`.pdf, .svg, .png (200 dpi) and .csv, each whole or not at all; returns the PNG, to be shown.
 
     The same figure gives the same bytes: no dates, fixed identifiers. The CSV is the figure's `data`; the
-    others name the store that lies beside their folder and its SHA-256. Of a network that the
+    others hold its title, and name the store that lies beside their folder and its SHA-256. Of a network that the
     profile has no cells of (`asked` is False) nothing is written.
     """
     written = getattr(figure, "asked", True)
+    title = "; ".join((figure.get_suptitle() or figure.axes[0].get_title()).splitlines())
     origin = _origin(Path(stem).parent.parent / "results.jsonl")
     facts = {"pdf": {"CreationDate": None, "Subject": origin}, "svg": {"Date": None, "Source": origin},
              "png": {"Source": origin}}
     for suffix, metadata in facts.items():
         content = io.BytesIO()
         with style():
-            figure.savefig(content, format=suffix, metadata=metadata, dpi=200)
+            figure.savefig(content, format=suffix, metadata=metadata | {"Title": title}, dpi=200)
         if written:
             tables.write(f"{stem}.{suffix}", content.getvalue())
     if written:
         tables.write(f"{stem}.csv", figure.data.to_csv(index=False, lineterminator="\n"))
-    title = figure.get_suptitle() or figure.axes[0].get_title()
     return Image(content.getvalue(), width=round(110 * figure.get_figwidth()), alt=title)
 
 
@@ -285,31 +285,32 @@ def _band_of(drawn: pd.DataFrame) -> str:
 # ---- Pictures of scores and masks --------------------------------------------------------------------------
 
 @drawing
-def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, Iterable[float]] | None = None,
+def score_distribution(scores: dict[str, Tensor], thresholds: dict[str, dict[float, float]] | None = None,
                        title: str = "") -> Figure:
     """Histograms of scores, one panel per entry of `scores` (a layer's, a reading's; any shape).
 
     Scores without a sign are drawn on a logarithmic axis, signed ones on a linear axis with logarithmic
     counts. What neither can show is counted in the panel's title: zeros, values that are not finite.
-    thresholds: entry -> where its mask cuts, drawn dashed.
+    thresholds: entry -> compression -> where its mask cuts, drawn dashed.
     """
     size = (max(COLUMN, min(PAGE, 2.4 * len(scores))), 2.3)
     figure, axes = plt.subplots(1, len(scores), figsize=size, squeeze=False)
-    parts = []
+    parts, thresholds = [], thresholds or {}
+    colours = _shades(ratio for cuts in thresholds.values() for ratio in cuts)
     for (name, values), axis in zip(scores.items(), axes[0], strict=True):
         values = values.detach().double().flatten().cpu().numpy()
         counts, edges = _histogram(axis, values[np.isfinite(values)])
-        for cut in (thresholds or {}).get(name, ()):
-            axis.axvline(cut, color=CUT, linestyle="--", linewidth=1)
+        for ratio, cut in thresholds.get(name, {}).items():
+            axis.axvline(cut, color=colours[ratio], linestyle="--", linewidth=1)
         shares = {"exactly 0": np.mean(values == 0), "not finite": np.mean(~np.isfinite(values))}
         told = ", ".join(f"{100 * share:.1f} % {what}" for what, share in shares.items() if share)
         axis.set_title(f"{name}\n{told}".strip())
         axis.set_xlabel("score")
         parts.append(pd.DataFrame({"scores": name, "from": edges[:-1], "to": edges[1:], "weights": counts}))
     axes[0, 0].set_ylabel("number of weights")
-    if any((thresholds or {}).values()):
-        line = plt.Line2D([], [], color=CUT, linestyle="--", linewidth=1)
-        figure.legend([line], ["threshold"], loc="outside lower right")
+    if colours:
+        lines = [plt.Line2D([], [], color=colour, linestyle="--", linewidth=1) for colour in colours.values()]
+        figure.legend(lines, [f"r = {ratio:g}" for ratio in colours], title="threshold", loc="outside right center")
     if title:
         figure.suptitle(title)
     figure.data = pd.concat(parts, ignore_index=True)
@@ -347,8 +348,7 @@ def layer_density(masks: dict[float, dict[str, Tensor]], title: str = "") -> Fig
     data["density"] = data["kept"] / data["size"]
     figure, axis = plt.subplots(figsize=(PAGE if data["position"].max() > 8 else 4.6, 2.6))
     floor = data.loc[data["kept"] > 0, "density"].min() / 2 if data["kept"].any() else 0.1
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.25, 0.95, len(masks)))
-    for (ratio, line), colour in zip(data.groupby("compression"), shades, strict=True):
+    for (ratio, line), colour in zip(data.groupby("compression"), _shades(masks).values(), strict=True):
         alive = line["kept"] > 0
         axis.plot(line["position"], line["density"].where(alive), "o-", color=colour, label=f"r = {ratio:g}")
         empty = line["position"][~alive]
@@ -361,6 +361,12 @@ def layer_density(masks: dict[float, dict[str, Tensor]], title: str = "") -> Fig
     axis.set_title(title)
     figure.data = data
     return figure
+
+
+def _shades(ratios: Iterable[float]) -> dict[float, tuple]:
+    """A colour for each compression, darker with it."""
+    ratios = sorted(set(ratios))
+    return dict(zip(ratios, plt.get_cmap("viridis_r")(np.linspace(0.25, 0.95, len(ratios)))))
 
 
 def _layer_ticks(axis: plt.Axes, layers: list[str]) -> None:

@@ -1,8 +1,8 @@
 """The table of methods, each in up to three readings.
 
-Published (no suffix): as the method's own paper and official code define it, pruned to the exact count.
-`@written`: as the thesis's equations and text say, where that differs. `@run`: as the thesis's released code computed
-it, faults included. `GlobalLAP` and both `Act` have no paper to follow: their plain reading is the thesis's text.
+Published (no suffix): score and initialisation as the method's own paper and official code define them, pruned to the
+exact count; which layers are pruned and how they are trained is the same for all. `@written`: as the thesis says, where
+that differs. `@run`: as its released code ran it. `GlobalLAP` and both `Act` follow its text: no paper has them.
 A method of your own is one more row, and a score in `scorers.SCORERS` if it needs a new one: the README shows how.
 """
 

@@ -16,7 +16,7 @@ RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "re
 NAMES = ("cnn", "vgg16", *RESNET_BLOCKS)
 INITS = ("own", "variance_scaling", "xavier_normal")
 
-# Standard deviation of a unit normal cut at two standard deviations (He et al.'s and TensorFlow's correction).
+# Standard deviation of a unit normal cut at two standard deviations (TensorFlow's correction).
 TRUNCATED_STD = 0.87962566
 
 
@@ -44,8 +44,9 @@ def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
 
     `own`: what the architecture's constructor does (CNN and VGG-16: PyTorch's uniform default; ResNets:
     Kaiming-normal weights and PyTorch's default bias of the classifier). `variance_scaling`: SNIP's (Lee et al. 2019,
-    section 5: scale 1, fan-in, normal cut at two standard deviations, biases 0). `xavier_normal`: Glorot and
-    Bengio's normal (2010, eq. 12: variance 2 / (fan-in + fan-out)); biases stay as they were. BatchNorm is never touched.
+    section 4.2; scale 1, fan-in, normal cut at two standard deviations as in its code, snip/network.py; biases 0, as that
+    trains with). `xavier_normal`: a normal of Glorot and Bengio's variance (2010, eq. 12), 2 / (fan-in + fan-out); biases
+    stay as they were. BatchNorm is never touched.
     generator: on the device of the weights. Raises `UserError` for an unknown name.
     """
     if init not in INITS:

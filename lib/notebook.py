@@ -269,16 +269,15 @@ class Example:
                 for layer, size in sizes.items()]
 
 
-def cuts(scores: Scores, kept: Kept, two_sided: bool = False) -> dict[str, list[float]]:
-    """Layer -> where masks of one threshold for all layers cut: at the lowest score kept, for each compression.
+def cuts(scores: Scores, kept: Kept, two_sided: bool = False) -> dict[str, dict[float, float]]:
+    """Layer -> compression -> where the masks of one threshold for all layers cut: at the lowest score kept.
 
-    A two-sided mask cuts at plus and minus the smallest magnitude kept.
+    Of a two-sided mask the smallest magnitude kept: it cuts there and at minus that.
     """
-    found = []
-    for masks in kept.values():
+    found = {}
+    for compression, masks in kept.items():
         chosen = torch.cat([scores[name][mask] for name, mask in masks.items()])
-        lowest = float((chosen.abs() if two_sided else chosen).min())
-        found += [lowest, -lowest] if two_sided else [lowest]
+        found[compression] = float((chosen.abs() if two_sided else chosen).min())
     return {name: found for name in scores}
 
 

@@ -2,6 +2,7 @@
 
 import html
 import re
+import textwrap
 from collections.abc import Container
 from pathlib import Path
 
@@ -27,8 +28,10 @@ mtd[columnalign=left] { text-align: left } mtd[columnalign=right] { text-align: 
 </div>{% endblock %}
 {% block data_latex %}{{ output.data['text/latex'] | markdown2html }}{% endblock %}"""
 
-# What the index leads to, folder by folder.
+# What the index leads to, folder by folder; where a file of the first kind says what it is: a heading, a caption's first
+# sentence, a title.
 SHOWN = {"html": (".html",), "tables": (".md", ".csv", ".tex"), "figures": (".svg", ".png", ".pdf", ".csv")}
+ABOUT = {".html": r"<h1[^>]*>(.*?)<", ".md": r"\A(.*?)(?:\. |\.?\n)", ".svg": r"<title>(.*?)</title>"}
 INDEX = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Foresight pruning: {name}</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em }}</style></head>
@@ -54,9 +57,17 @@ def index(name: str, folder: Path) -> str:
         stems = sorted({path.stem for path in paths}, key=_natural)
         links = {stem: " ".join(f'<a href="../{part}/{html.escape(stem + suffix)}">{suffix[1:]}</a>'
                                 for suffix in suffixes if folder / part / (stem + suffix) in paths) for stem in stems}
-        items = "\n".join(f"<li>{html.escape(stem)}: {link}</li>" for stem, link in links.items())
+        items = "\n".join(f"<li>{html.escape(stem)}: {link}{_about(folder / part / (stem + suffixes[0]))}</li>"
+                          for stem, link in links.items())
         lists += f"<h2>{'Notebooks' if part == 'html' else part.capitalize()}</h2>\n<ul>\n{items}\n</ul>\n"
     return INDEX.format(name=html.escape(name), lists=lists)
+
+
+def _about(path: Path) -> str:
+    """What a file is, in a line of HTML; nothing where it does not say."""
+    found = re.search(ABOUT[path.suffix], path.read_text(encoding="utf-8"), re.DOTALL) if path.is_file() else None
+    told = textwrap.shorten(html.unescape(found[1]), 160, placeholder=" …") if found else ""
+    return f"<br><small>{html.escape(told)}</small>" if told else ""
 
 
 def _natural(stem: str) -> list[tuple[int, str]]:

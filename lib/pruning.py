@@ -36,7 +36,7 @@ CALIBRATION_CHUNK = 128
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameter name -> weight, for every Conv2d and Linear except the last Linear in definition order (the classifier).
 
-    Official codes prune the classifier too; the thesis does not, so no method does here.
+    Official codes prune the classifier too; the thesis's code does not, so no method does here.
     """
     last = classifier(model)
     return {name: weight for name, weight in weights(model).items() if name != last}
@@ -135,7 +135,7 @@ def as_scored(model: nn.Module, method: Method, inputs: Tensor | None) -> nn.Mod
 
     Published and written readings are scored in float64, so that device, layout and threads do not move a weight; `@run`
     in float32, as released. OBD's curvature takes float64 on plain networks and, on those with BatchNorm, float32 with
-    float64 sums: it is a sum of squares, in which nothing cancels.
+    float64 sums: how near that is to float64, 07_audit measures ("exactness").
     """
     single = method.reading == "run" or (method.mode == "calibrated" and has_batchnorm(model))
     scored = copy.deepcopy(model).to(torch.float32 if single else torch.float64)

@@ -37,7 +37,8 @@ def silent(records: Iterable[Record], learning_rate: float) -> Table:
     found = [_found(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
     words = " ".join(map(_words, found)) or "No cell has been trained."
     return Table("Networks that learn and are still tested at chance level, at learning rate "
-                 f"{learning_rate:g}. Learned: the training loss fell below {LEARNED:g} of that of guessing. {words}",
+                 f"{learning_rate:g}. Learned: the training loss fell below {LEARNED:g} of that of guessing. At "
+                 f"chance: at most a twentieth above a constant answer. {words}",
                  pd.DataFrame(list(map(_line, found)), columns=COLUMNS))
 
 

@@ -1,8 +1,8 @@
 """Which differences between methods are larger than what a seed alone moves.
 
 The unit is the seed: it draws the initial weights, the batches and the random masks anew. Ratios of one seed share
-all of these, so they are averaged first and never counted as repetitions. With as few seeds as here a test on ranks
-cannot reject: the smallest p-value of Wilcoxon's signed-rank test over n pairs is 2/2^n. So differences are tested by
+all of these, so they are averaged first and never counted as repetitions. With as few seeds as here
+Wilcoxon's signed-rank test cannot reject: its smallest p-value over n pairs is 2/2^n. So differences are tested by
 Student's t over the seeds' paired differences, by Holm's step-down correction over all pairs of methods (Holm 1979);
 Friedman's test and Nemenyi's critical difference of mean ranks (Demsar 2006) stand beside them.
 """
@@ -125,8 +125,8 @@ def survives(found: Comparison) -> str:
             f"{_seeds(found)}{whose}). {len(better)} of the {len(pairs)} pairs of methods differ by more than seeds explain "
             f"(paired t-test, Holm, {100 * LEVEL:g} %)")
     best = (f"{first} ({means[first]:.1f}) is the best" if not near else
-            f"{first} is first ({means[first]:.1f}); {len(found.values)} seeds cannot tell it from {', '.join(near)} "
-            f"({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f}), which shows a weak test, not equal methods")
+            f"{first} is first ({means[first]:.1f}); over {len(found.values)} seeds this test does not tell it from "
+            f"{', '.join(near)} ({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f}): a weak test, not equal methods")
     order = (f"of neighbours in the order only these differ: {'; '.join(steps)}" if steps
              else "no two neighbours in the order differ by more than seeds explain")
     return f"{_where(found)}: {head}. {best}; {order}."

@@ -46,7 +46,7 @@ _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
 _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
             "done", "top1", "top5", "top1_thesis", "top5_thesis", "compression_achieved",
             "compression_released", "collapsed", "empty_layers", "effective_compression", "diverged",
-            "precision", "trained_as", "seconds", "test_images"]
+            "precision", "device", "trained_as", "seconds", "test_images"]
 
 
 # ---- Records to a frame ------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _row(cell, record) -> dict:
         "done": True, "compression_achieved": report["compression"], "collapsed": report["collapsed"],
         "compression_released": report["compression_released"], "empty_layers": len(report["empty_layers"]),
         "effective_compression": report["effective_compression"], "diverged": run.get("diverged"),
-        "precision": run.get("precision"), "trained_as": run.get("trained_as"), "seconds": run.get("seconds"),
+        **{fact: run.get(fact) for fact in ("precision", "device", "trained_as", "seconds")},
         "test_images": record.test_images,
     }
 
@@ -512,7 +512,7 @@ def progress(frame: pd.DataFrame) -> Table:
 
 
 def provenance(frame: pd.DataFrame, store: Path | str) -> Table:
-    """What this page was made of: the store and its hash, how many cells, the code's commit, the versions."""
+    """What this page was made of: the store and its hash, how many cells, computed on what, the code's commit, versions."""
     store = Path(store)
     content = store.read_bytes() if store.is_file() else b""
     lines = {
@@ -520,6 +520,7 @@ def provenance(frame: pd.DataFrame, store: Path | str) -> Table:
         "SHA-256 of the store": hashlib.sha256(content).hexdigest(),
         "cells": f"{int(frame['done'].sum())} of {len(frame)}",
         "precision": ", ".join(sorted(frame["precision"].dropna().unique())) or DASH,
+        "devices": ", ".join(f"{name} ({count} cells)" for name, count in frame["device"].value_counts().items()) or DASH,
         "commit": git("rev-parse", "HEAD") or "not a git checkout",
         "Python": platform.python_version(),
         **{package: importlib.metadata.version(package)

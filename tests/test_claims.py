@@ -187,8 +187,9 @@ def test_hardly_pruning_is_of_the_largest_ratio_and_less_than_twofold(errors, an
 @pytest.mark.parametrize("one, other, answer, told", [
     ((-10, 0), (-10, 0.4), "agrees", "up to 1 points apart (LAMP at r = 32)"),
     ((-10, 0), (-5.1, 0), "agrees", "up to 5 points apart (GraSP at r = 32)"),
-    ((-10, 0), (-4, 0), "disagrees", "up to 6 points apart (GraSP at r = 32)"),
-    ((0, 3), (0, -3), "disagrees", "up to 6 points apart (GraSP at r = 64)"),     # at one ratio of two, whatever the sign
+    ((-10, 0), (-4, 0), "disagrees", "up to 6 points apart (GraSP at r = 32); more than 5 in 1 of 26"),
+    ((0, 3), (0, -3), "disagrees",      # at one ratio of two, whatever the sign
+     "up to 6 points apart (GraSP at r = 64); more than 5 in 1 of 26"),
 ])
 def test_errors_on_two_data_sets_are_compared_method_by_method_and_ratio_by_ratio(one, other, answer, told):
     frame = pd.concat([made(FLAT, dataset="cifar10", errors={"GraSP": one, "LAMP": (0, 0)}),
@@ -209,7 +210,7 @@ def test_a_compression_is_exact_that_is_nowhere_half_a_percent_off():
 
 @pytest.mark.parametrize("grasp, snip, answer", [
     ((90, 50), (55, 5), "agrees"), ((90, 50), (45, 5), "agrees"), ((90, 50), (55.1, 5), "disagrees"),
-    ((90, 30), (50, 5), "disagrees"), ((90, 50), (30, 5), "disagrees"), ((10, 50), (52, 10), "agrees"),
+    ((90, 30), (50, 5), "disagrees"), ((90, 50), (30, 5), "agrees"), ((10, 50), (52, 10), "agrees"),
     ((50, 10), (10, 50), "disagrees"), ((50, 13), (10, 50), "disagrees"), ((50, 10), (13, 50), "disagrees"),
 ])
 def test_grasp_at_64_is_as_good_as_snip_at_32_where_both_live(grasp, snip, answer):
@@ -243,6 +244,13 @@ def test_most_lose_is_more_than_half_of_the_methods_in_more_than_half_of_their_c
     assert obtained(frame, "Most methods lose") == (
         f"{often} of 12 methods lose more often than not; Random wins {losers * lost} of 96 comparisons")
     assert published(frame, "Most methods lose") == answer
+
+
+def test_comparisons_of_two_networks_at_chance_are_told():
+    frame = made(FLAT | {"SNIP": (1, 30), "Random": (1, 40)}, dataset="cifar100")
+    frame = pd.concat([frame, made(FLAT | {"SNIP": 1, "Random": 50}, "resnet56", "cifar100")], ignore_index=True)
+    told = "Random wins 3 of 4 comparisons, 1 of them of two networks at chance"
+    assert obtained(frame, "even SNIP is surpassed") == told and published(frame, "even SNIP is surpassed") == "agrees"
 
 
 @pytest.mark.parametrize("first, second, answer", [

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -193,11 +194,15 @@ def test_a_figure_names_the_store_that_it_is_made_of(tmp_path):
 
 def test_unsigned_scores_get_a_logarithmic_axis_and_signed_ones_do_not():
     scores = {"plain": torch.tensor([0.0, 1e-6, 1e-3, 1]), "signed": torch.tensor([-1, 0.5, float("nan")])}
-    figure = figures.score_distribution(scores, {"signed": [-0.5, 0.5]})
+    figure = figures.score_distribution(scores, {"signed": {2: -0.5, 8: 0.5}})
     plain, signed = figure.axes
     assert (plain.get_xscale(), signed.get_xscale(), signed.get_yscale()) == ("log", "linear", "log")
     assert "25.0 % exactly 0" in plain.get_title() and "33.3 % not finite" in signed.get_title()
     assert [line.get_xdata()[0] for line in signed.get_lines()] == [-0.5, 0.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["r = 2", "r = 8"]
+    drawn = [line.get_color() for line in figure.legends[0].get_lines()]
+    assert all(np.array_equal(line.get_color(), colour) for line, colour in zip(signed.get_lines(), drawn, strict=True))
+    assert not np.array_equal(*drawn)
 
 
 def test_every_finite_score_is_counted_once():

@@ -183,8 +183,8 @@ def test_unreachable_ratios_are_left_out_and_said(example, capsys):
 def test_cut_is_the_lowest_score_kept_of_any_layer():
     scores = {"a": torch.tensor([-3.0, 1.0]), "b": torch.tensor([2.0, -0.5])}
     kept = {4: {"a": torch.tensor([True, False]), "b": torch.tensor([True, False])}}
-    assert notebook.cuts(scores, kept) == {"a": [-3.0], "b": [-3.0]}
-    assert notebook.cuts(scores, kept, two_sided=True) == {"a": [2.0, -2.0], "b": [2.0, -2.0]}
+    assert notebook.cuts(scores, kept) == {"a": {4: -3.0}, "b": {4: -3.0}}
+    assert notebook.cuts(scores, kept, two_sided=True) == {"a": {4: 2.0}, "b": {4: 2.0}}
 
 
 @pytest.mark.parametrize("name", nets.NETS)

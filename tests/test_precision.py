@@ -34,7 +34,7 @@ def test_the_common_epochs_are_compared():
     assert ("ResNet-56 on CIFAR-10 (1 cells, the first 3 epochs): epoch by epoch, 3 of 3 differences in top-1 and 3 of "
             "those in training loss are within" in table.caption)
     assert line["float32 is"] == "above them all"
-    assert "above them all in 1 of 1 cells: its tests in bf16 do not" in table.caption
+    assert "above them all in 1 of 1 cells, where one more seed would be in one of 4." in table.caption
 
 
 def test_an_epochs_difference_is_set_against_that_epochs_range():
@@ -84,8 +84,20 @@ def test_networks_are_judged_apart():
     ahead = [record("bf16", [10, 41, 45, 50 + of], seed=42 + of, **other) for of in range(2)]
     table = precision.comparison([EXACT, *amid, record("float32", [10, 40, 44, 47], **other), *ahead])
     resnet, vgg = table.caption.split("ResNet-56 on")[1].split("VGG-16 on")
-    assert "inside their range in all 1 cells" in resnet and "do not stand" not in resnet
-    assert "below them all in 1 of 1" in vgg
+    assert "inside their range in all 1 cells" in resnet and "do not take" not in resnet
+    assert "below them all in 1 of 1 cells, where one more seed would be in one of 3." in vgg
+
+
+@pytest.mark.parametrize("tops, said", [
+    ((50, 50, 50), "below them all in 3 of 3 cells, where one more seed would be in one of 3: do not take its tests"),
+    ((40, 40, 40), "above them all in 3 of 3 cells, where one more seed would be in one of 3: do not take its tests"),
+    ((50, 50, 40), "below them all in 2 and above them all in 1 of 3 cells, where one more seed would be in one of 3."),
+    ((50, 50, 47), "below them all in 2 of 3 cells, where one more seed would be in one of 3.")])
+def test_only_one_side_in_every_cell_of_three_condemns_a_precision(tops, said):
+    exact = [record("float32", [10, 40, 44, 47], method=method) for method in ("LAMP", "SNIP", "GraSP")]
+    rounded = [record("bf16", [10, 41, 45, top + of], seed=42 + of, method=each.cell.method)
+               for each, top in zip(exact, tops) for of in range(2)]
+    assert said in precision.comparison([*exact, *rounded]).caption
 
 
 def test_one_seed_proves_nothing():

@@ -14,12 +14,14 @@ import time
 from unittest import mock
 
 import nbformat
+import pandas as pd
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import UserError, data, estimate, execution, manifest, pages, profile, run, sweep
+from lib import UserError, data, estimate, execution, figures, manifest, pages, profile, run, sweep, tables
 from lib.experiment import Cell
 
 FIELDS = dict(profile="tiny", pairs={"digits/cnn": 0}, compressions=[1, 4], further_compressions=[], seeds=[1],
@@ -512,6 +514,18 @@ def test_the_index_lists_in_a_readers_order(tmp_path):
     for stem in ("figure-4.10", "figure-4.2", "04-b", "04-a"):
         (tmp_path / "figures" / f"{stem}.png").touch()
     assert re.findall(r"<li>(.*?):", pages.index("x", tmp_path)) == ["04-a", "04-b", "figure-4.2", "figure-4.10"]
+
+
+def test_the_index_says_what_a_file_is(tmp_path):
+    for folder in ("html", "tables", "figures"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "html/02_obd.html").write_text("<title>02_obd</title><h1 id='x'>Damage &amp; more<a>¶</a></h1>")
+    tables.save(tables.Table("Of r < 2. A second sentence.", pd.DataFrame({"a": ["1"]})), tmp_path / "tables/t")
+    figure = figures.score_distribution({"x": torch.zeros(7)}, title="Scores & signs")
+    figures.save(figure, tmp_path / "figures/f")
+    (tmp_path / "figures/silent.svg").write_text("<svg/>")
+    said = re.findall(r"<li>(.*?):.*?</a>(?:<br><small>(.*?)</small>)?</li>", pages.index("x", tmp_path))
+    assert said == [("02_obd", "Damage &amp; more"), ("t", "Of r &lt; 2"), ("f", "Scores &amp; signs"), ("silent", "")]
 
 
 # ---- cut down, and estimated

@@ -28,7 +28,7 @@ def snip_written(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 
 @scorer()
 def grasp(model: nn.Module, inputs: Tensor, targets: Tensor, *, temperature: float = 200) -> Scores:
-    """w * (H g) (Wang et al. 2020, eq. 8, with the sign of their code: high values are kept).
+    """w * (H g), the negative of S(-w) (Wang et al. 2020, eq. 8): their code removes the highest S.
 
     S(-w) = -w * (H g) is the change of the squared gradient norm when a weight is removed; what raises it goes first.
     g and H belong to the batch's mean cross-entropy of logits / temperature, over every Conv2d and Linear weight.
@@ -43,7 +43,8 @@ def grasp(model: nn.Module, inputs: Tensor, targets: Tensor, *, temperature: flo
 
 @scorer()
 def grasp_written(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """-w * (H g): the thesis keeps the highest values of eq. 3.6, which its source removes."""
+    """-w * (H g): the thesis keeps the highest values of eq. 3.6, which its source removes. It names no temperature: that
+    stays 200, so that the sign alone differs."""
     return {name: -score for name, score in grasp(model, inputs, targets).items()}
 
 
@@ -53,7 +54,7 @@ def grasp_run(model: nn.Module, inputs: Tensor, targets: Tensor, *, temperature:
     forward pass; H from a second.
 
     Where there is dropout the two passes draw two masks. Logits are divided by `temperature`, 200 as released. (It divides
-    by the sum over all weights too, which moves no rank.)
+    by the magnitude of the sum over all weights too, which moves no rank.)
     """
     parameters = leaves(model)
     every = list(parameters.values())

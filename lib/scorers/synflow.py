@@ -11,8 +11,8 @@ def synflow(model: nn.Module, inputs: Tensor | None, targets: Tensor | None) -> 
     """|w| dR/d|w|, R the sum of the outputs for an all-ones input (thesis, eqs. 3.7, 3.8; Tanaka et al. 2020).
 
     Eval mode, every weight, bias and BatchNorm parameter and buffer by its absolute value; always float64, because
-    R passes float32's largest number on deep residual networks. Data-free: of `inputs` only the shape is used (by
-    default `model.input_shape`). Raises `UserError` where a score is not finite.
+    R passes float32's largest number on deep residual networks. Data-free: of `inputs` only the shape
+    is used, and that only where the model has no `input_shape`. Raises `UserError` where a score is not finite.
     """
     return _flow(model, inputs, torch.float64)
 
