@@ -2,7 +2,7 @@
 
 Published (no suffix): score and initialisation as the method's own paper and official code define them, pruned to the
 exact count; which layers are pruned and how they are trained is the same for all. `@written`: as the thesis says, where
-that differs. `@run`: as its released code ran it. `GlobalLAP` and both `Act` follow its text: no paper has them.
+that differs. `@run`: as its released code ran it. `GlobalLAP` and both `Act` follow its text.
 A method of your own is one more row, and a score in `scorers.SCORERS` if it needs a new one: the README shows how.
 """
 
