@@ -264,7 +264,7 @@ def chance_table(frame: pd.DataFrame) -> Table:
                      | {state: f"{states.count(state)}/{len(states)}" for state in (CLOSED, BYPASSED, NEITHER)}
                      | {"explained by": found})
     body = pd.DataFrame(lines)
-    told = {NEITHER: "there is a path and no empty layer in every seed, so most likely it was the training or the test",
+    told = {NEITHER: "every seed has a path and no empty layer, so most likely it was the training or the test",
             DASH: "no mask is in the store"}
     counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "

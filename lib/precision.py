@@ -38,20 +38,21 @@ def comparison(records: Iterable[Record]) -> Table:
 
 
 class _Counts(NamedTuple):
-    """Of how many epochs top-1 is within what seeds move, and the training loss."""
+    """Of how many epochs top-1 is within what seeds move, and the training loss; and how many seeds of bf16 there are."""
 
     top1: int
     losses: int
     epochs: int
+    seeds: int
 
 
 def _words(network: str, lines: list[tuple[_Counts, dict]]) -> str:
     """What the cells of one network say. One more seed of bf16 would often lie outside of a few others too: only where
     float32 lies on one side of them in every cell, of three at least, is its difference called one of precision."""
-    top1, losses, epochs = map(sum, zip(*(counts for counts, _ in lines)))
-    sides = [line["float32 is"] for _, line in lines if line["float32 is"] != DASH]
+    top1, losses, epochs, _ = map(sum, zip(*(counts for counts, _ in lines)))
+    judged = [(counts.seeds, line["float32 is"]) for counts, line in lines if counts.seeds > 1]
+    seeds, sides = min((seeds for seeds, _ in judged), default=0), [side for _, side in judged]
     outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
-    seeds = min(line["bf16 (seed)"].count("(") for _, line in lines)
     alike = len(sides) >= 3 and set(sides) in ({BELOW}, {ABOVE})
     apart = ": do not take its tests in bf16 for float32" if alike else ""
     said = (f"{outside} of {len(sides)} cells, where one more seed would be in one of {seeds + 1}{apart}" if outside else
@@ -78,7 +79,7 @@ def _line(record: Record, rounded: list[Record]) -> tuple[_Counts, dict] | None:
     ends = [curve[-1] for curve in curves.values()]
     side = DASH if len(ends) < 2 else BELOW if exact[-1] < min(ends) else ABOVE if exact[-1] > max(ends) else INSIDE
     same = record.report.get("digest") == alike[cell.seed].report.get("digest")
-    return _Counts(within, losses, last), dict(zip(COLUMNS, (
+    return _Counts(within, losses, last, len(ends)), dict(zip(COLUMNS, (
         network_label(cell.dataset, cell.model), f"{cell.method}, r = {cell.compression:g}",
         "the same" if same else "differ", str(last), f"{exact[-1]:.2f} ({cell.seed})",
         ", ".join(f"{curve[-1]:.2f} ({seed})" for seed, curve in curves.items()), side,

@@ -97,7 +97,8 @@ def test_only_one_side_in_every_cell_of_three_condemns_a_precision(tops, said):
     exact = [record("float32", [10, 40, 44, 47], method=method) for method in ("LAMP", "SNIP", "GraSP")]
     rounded = [record("bf16", [10, 41, 45, top + of], seed=42 + of, method=each.cell.method)
                for each, top in zip(exact, tops) for of in range(2)]
-    assert said in precision.comparison([*exact, *rounded]).caption
+    single = [record(kind, [10, 40, 44, 47], method="OBD") for kind in ("float32", "bf16")]    # of one seed: not judged
+    assert said in precision.comparison([*exact, *rounded, *single]).caption
 
 
 def test_one_seed_proves_nothing():
