@@ -162,9 +162,9 @@ def collapse_table(frame: pd.DataFrame, pair: str) -> Table:
     seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
     return Table(f"{_title(pair)}: the masks of seeds {seeds}. "
                  "A number is the effective compression, all parameters over those that lie on a path; "
-                 "“no path” says in how many seeds nothing passes, “empty” in how many a layer is, where these are more; a "
-                 "mean is over the seeds that have a path. "
-                 "A dash: not in the store, or out of reach.", pd.DataFrame(lines))
+                 "“no path” says in how many seeds nothing passes, “empty” in how many a layer is empty, where these are "
+                 "more; means are over the seeds that have a path. "
+                 "A dash: not in the store, or a compression out of the network's reach.", pd.DataFrame(lines))
 
 
 def _fate(rows: pd.DataFrame) -> str:
@@ -264,7 +264,7 @@ def chance_table(frame: pd.DataFrame) -> Table:
                      | {state: f"{states.count(state)}/{len(states)}" for state in (CLOSED, BYPASSED, NEITHER)}
                      | {"explained by": found})
     body = pd.DataFrame(lines)
-    told = {NEITHER: "every seed has a path and no empty layer, so most likely it was the training or the test",
+    told = {NEITHER: "every seed has a path and no empty layer, so the cause is most likely the training or the test",
             DASH: "no mask is in the store"}
     counts = "; ".join(f"in {count} {told.get(name, name)}" for name, count in body["explained by"].value_counts().items())
     return Table(f"The {len(body)} entries that the thesis prints at chance level, "

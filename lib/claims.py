@@ -170,7 +170,7 @@ def chance_is_collapse(view: View) -> Answer:
         closed, always = closed + int((shares > 0.5).sum()), always + int((shares == 1).sum())
     if view.reading != "run":
         return "the printed numbers are of another reading", None
-    return f"nothing passes in {closed} of {len(printed)} in most seeds, in {always} in all", closed == len(printed)
+    return f"{closed} of {len(printed)} let nothing pass in most seeds, {always} in all", closed == len(printed)
 
 
 def lamp_keeps_more(view: View) -> Answer:
@@ -333,7 +333,7 @@ def synflow_collapses_first(view: View) -> Answer:
         first = closing.index[closing.eq(closing.min()) & closing.lt(math.inf)]
         found |= "SynFlow" in first
         told.append(f"{count} classes: " + (f"{', '.join(first)} at r = {closing.min():g}" if len(first) else "none"))
-    return f"first to let nothing pass, {'; '.join(told)}", found
+    return f"first to cut every path, {'; '.join(told)}", found
 
 
 def layers_stay(view: View) -> Answer:
@@ -353,7 +353,7 @@ def hardly_prunes(view: View) -> Answer:
     achieved = view.compression("resnet56", 10, ["SynFlow"]).loc["SynFlow"]
     if _exact(view.error("resnet56", 10, "SynFlow")):
         return EXACT, None
-    return f"{achieved.iloc[-1]:.2f} where {achieved.index[-1]:g} was asked", achieved.iloc[-1] < 2
+    return f"compression {achieved.iloc[-1]:.2f} where {achieved.index[-1]:g} was asked for", achieved.iloc[-1] < 2
 
 
 def _against_random(view: View, bases: Iterable[str], pairs: Iterable[tuple[str, int]]) -> tuple[int, int, int]:
@@ -368,7 +368,7 @@ def _against_random(view: View, bases: Iterable[str], pairs: Iterable[tuple[str,
 
 
 def _won(won: int, total: int, void: int) -> str:
-    return f"Random wins {won} of {total} comparisons{f', {void} of them of two networks at chance' * bool(void)}"
+    return f"Random wins {won} of {total} comparisons{f'; in {void} both networks are at chance' * bool(void)}"
 
 
 _CIFAR = (("vgg16", 10), ("vgg16", 100), ("resnet56", 10), ("resnet56", 100))
@@ -437,7 +437,7 @@ class Claim:
 
 _VGG = functools.partial(place, model="vgg16")
 _HALF = functools.partial(under_prunes, base="GraSP", least=45, most=55)
-_REAL = "GraSP at r below {} at r/2 (published: at r, for its compression is exact) {}"
+_REAL = "GraSP at r less accurate than {} at r/2 (published: at r, for its compression is exact) {}"
 _CNN = (("cnn", 10),)
 CLAIMS = (
     Claim("2.2", "Global pruning normally performs better than layer-wise (VGG-16 and ResNet-56)",
@@ -445,7 +445,7 @@ CLAIMS = (
     Claim("2.2", "Global pruning normally performs better than layer-wise (the CNN on MNIST)",
           "better in more than half of the cases", functools.partial(global_beats_layer, pairs=_CNN)),
     Claim("3.6", "SNIP and GraSP collapse less than magnitude-based methods (VGG-16)",
-          "their masks let nothing pass at larger r than GlobalMag's only, on both data sets", snip_and_grasp_later),
+          "their masks let nothing pass only at larger r than GlobalMag's, on both data sets", snip_and_grasp_later),
     Claim("abstract", "VGG-16 and ResNet-56: SNIP is the most consistent, then GraSP, LAMP and the gradient baselines",
           "the best four mean ranks, in this order", order_of_the_abstract),
     Claim("4.2.1", "VGG-16: compression errors on CIFAR-100 differ negligibly from those on CIFAR-10",
@@ -479,7 +479,7 @@ CLAIMS = (
           grasp_matches_snip),
     Claim("4.3", "VGG-16 on CIFAR-100: GraSP collapses almost at once", "its mask lets nothing pass by r = 8",
           grasp_collapses_early),
-    Claim("4.3", "ResNet-56: only GlobalAct and Random collapse", "the masks of these two let nothing pass, of no other",
+    Claim("4.3", "ResNet-56: only GlobalAct and Random collapse", "the masks of only these two let nothing pass",
           only_these_collapse),
     Claim("4.3", "ResNet-56: SNIP is best where compression errors are small",
           "SNIP first in at least 3 of 4 columns of top-1, @run: GraSP and SynFlow apart", snip_first_on_resnet),
@@ -565,7 +565,9 @@ def weighed(claim: Claim, frame: pd.DataFrame, reading: str) -> tuple[str, str]:
     if obtained == DASH or verdict == MOOT:
         return obtained, verdict
     seeds = by_seed(claim, frame, reading)
-    facts = [f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", *sorted(view.precisions - {"float32"})]
+    in_part = " in part" * (len(view.precisions) > 1)
+    facts = [f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",
+             *(name + in_part for name in sorted(view.precisions - {"float32"}))]
     alone = f"; taken alone, {sum(seeds)} agree{'s' * (sum(seeds) == 1)}" if len(set(seeds)) > 1 else ""
     return obtained, f"{verdict} ({', '.join(facts)}{alone})"
 

@@ -55,12 +55,13 @@ def _words(network: str, lines: list[tuple[_Counts, dict]]) -> str:
     outside = " and ".join(f"{side} in {sides.count(side)}" for side in (BELOW, ABOVE) if side in sides)
     alike = len(sides) >= 3 and set(sides) in ({BELOW}, {ABOVE})
     apart = ": do not take its tests in bf16 for float32" if alike else ""
-    said = (f"{outside} of {len(sides)} cells, where one more seed would be in one of {seeds + 1}{apart}" if outside else
+    said = (f"{outside} of {len(sides)} cells, where chance would put one more seed in one of {seeds + 1}{apart}"
+            if outside else
             f"{INSIDE} in all {len(sides)} cells" if sides else "not judged by a single one")
     compared = " and ".join(sorted({line["epochs"] for _, line in lines}, key=int))
     return (f"{network} ({len(lines)} cells, the first {compared} epochs): epoch by epoch, {top1} of {epochs} differences "
-            f"in top-1 and {losses} of those in training loss are within what the seeds of bf16 differ by; after the last "
-            f"epoch, beside these seeds, float32 is {said}.")
+            f"in top-1 and {losses} of those in training loss are no larger than the range of the bf16 seeds; after the "
+            f"last epoch, against these seeds, float32 is {said}.")
 
 
 def _line(record: Record, rounded: list[Record]) -> tuple[_Counts, dict] | None:

@@ -176,8 +176,8 @@ def resnet(frame: pd.DataFrame, rates: Iterable[float | None]) -> Table:
     counts = _and(f"{rate:g} in {nearer.count(rate)} (median distance "
                   f"{median(each[rate] for each in distances):.2f} points)" for rate in rates) if nearer else NOT_RUN
     return Table(f"ResNet-56 on CIFAR-10, top-1 as the thesis counts (best epoch × {tables.thesis_factor(10_000):.5f})."
-                 " Its SynFlow rows are an unpruned network's, and both have the same cell here. "
-                 f"{len(nearer)} of {len(lines)} numbers have their cells at both rates; nearer to the printed one: "
+                 " The thesis's two SynFlow numbers are an unpruned network's: one cell here serves both. "
+                 f"{len(nearer)} of {len(lines)} numbers have cells at both rates; the rate nearer to the printed one: "
                  f"{counts}.{_made(frame)}", pd.DataFrame(lines))
 
 

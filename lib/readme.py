@@ -16,51 +16,57 @@ from lib.study import Answer
 
 README = ROOT / "README.md"
 CLAIMS = "outputs/claims.md"
+ANSWER, END_ANSWER = "<!-- answer: written by python -m lib.readme -->\n", "<!-- end of the answer -->\n"
 BEGIN, END = "<!-- found: written by python -m lib.readme -->\n", "<!-- end of what was found -->\n"
 TRAINED, END_TRAINED = "<!-- epochs: written by python -m lib.readme -->\n", "<!-- end of epochs -->\n"
 HOURS = re.compile(r"(<!-- hours: (\w+) -->)[^|;,]*?( ?[|;,])")   # in a table, up to the end of its cell or part
 
 
-def found() -> str:
-    """The block of the README: one figure, what the stores say, and how far they are."""
+def answer() -> str:
+    """The block at the head of the README: the answer in short, and one figure."""
     mnist, masks, paper = map(_frame, ("mnist", "masks", "paper"))
-    claimed = _claims()
     return "\n".join([
-        *_short(mnist, masks, paper, claimed.body), "",
+        *_short(mnist, masks, paper), "",
         "![Top-1 accuracy over compression of every method on MNIST](outputs/mnist/figures/figure-4.11.png)", "",
-        f"*Left as released, right as published. {_under_pruned(mnist)}*", "",
-        f"**The CNN on MNIST** ({_done(mnist)}; {_seeds(mnist)}; all 14 methods)", "",
+        f"*Left as released, right as published. {_under_pruned(mnist)}*", ""])
+
+
+def found() -> str:
+    """The block of the results: what the stores say, and how far they are."""
+    mnist, masks, paper = map(_frame, ("mnist", "masks", "paper"))
+    return "\n".join([
+        "### The CNN on MNIST", "", f"{_done(mnist)}; {_seeds(mnist)}; all 14 methods.", "",
         *map(_ranking, ("published", "run"), (mnist, mnist)),
         *(f"- {_capital(significance.survives(significance.compare(mnist, 'mnist', 'cnn', reading)))}"
           for reading in ("published", "run")), "",
-        f"**Masks of the real networks, without training** ({_done(masks)}; {_seeds(masks)})", "",
+        "### Masks of the real networks, without training", "", f"{_done(masks)}; {_seeds(masks)}.", "",
         *_masks(masks), "",
-        f"**CIFAR** ({_done(paper)}{_reduced(paper)}; where cells are missing, tables and figures say \"k of n cells\")", "",
+        "### CIFAR", "",
+        f"{_done(paper)}{_reduced(paper)}. Where cells are missing, tables and figures say \"k of n cells\".", "",
         *_cifar(), "",
-        f"**The thesis's claims**: {claimed.caption} [All of them, with what was found]({CLAIMS}).", "",
+        "### The thesis's claims", "", f"{_claims().caption} [All of them, with what was found]({CLAIMS}).", "",
         "Tables and figures: " + "; ".join(_links(name) for name in ("mnist", "masks", "paper")) + ".", ""])
 
 
-def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame, claimed: pd.DataFrame) -> list[str]:
-    """The answer in four lines."""
-    undecided, (counted, above) = _verdicts(claimed, "not").all(axis=1), _above("published", mnist)
+def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame) -> list[str]:
+    """The answer in five lines."""
+    undecided, (counted, above) = _verdicts(_claims().body, "not").all(axis=1), _above("published", mnist)
     lost, verdict = _asked(mnist, "Magnitude-based methods do worse")
     elsewhere = _asked(paper, "rarely beat random pruning")[1]
     return [
-        "**In short**", "",
-        "1. As released, GraSP and OBD keep up to twice the weights asked for (error of the compression, GraSP on VGG-16 "
-        f"and CIFAR-10: {_obtained(masks, 'GraSP nearly always under-prunes')}; OBD on the CNN: "
-        f"{_obtained(masks, 'OBD under-prunes by 20-50 %')}): their scores have a sign, and a mask made for scores without "
-        "one keeps both tails.",
-        "2. As released, SynFlow prunes in one round in place of a hundred. That cuts all paths of VGG-16 early "
+        "1. **As released, GraSP and OBD prune less than they are asked to.** Their scores are signed, and a mask made for "
+        "unsigned scores keeps both tails. Compression error of GraSP for VGG-16 on CIFAR-10: "
+        f"{_obtained(masks, 'GraSP nearly always under-prunes')}; of OBD on the CNN: "
+        f"{_obtained(masks, 'OBD under-prunes by 20-50 %')}.",
+        "2. **As released, SynFlow runs one round in place of a hundred, in float32.** That cuts all paths of VGG-16 early "
         f"({_obtained(masks, 'SynFlow is sometimes among the first')}). On ResNet-56 it overflows and prunes nothing "
         f"({_obtained(masks, 'SynFlow hardly prunes')}): its numbers there are an unpruned network's.",
-        f"3. As published, at the exact compression, on MNIST at r = {mnist['compression'].max():g}: {counted}"
-        f"{', first ' * bool(above)}{'; '.join(above[:2])}. That magnitude-based methods are worse than random pruning "
-        f"\"in a large percentage of test cases\", as the abstract says: MNIST {verdict} (as run, {lost}); CIFAR: "
-        f"{elsewhere}.",
-        f"4. On CIFAR {_done(paper).replace('cells', 'cells are')}, so {int(undecided.sum())} of the "
-        f"{len(undecided)} claims of the thesis that are asked here are open."]
+        f"3. **As published, at the exact compression, on MNIST at r = {mnist['compression'].max():g}: {counted}**"
+        f"{', first ' * bool(above)}{'; '.join(above[:2])}.",
+        "4. **Are magnitude-based methods worse than random pruning \"in a large percentage of test cases\", as the "
+        f"abstract says?** MNIST {verdict} (as run, {lost}); CIFAR: {elsewhere}.",
+        f"5. **{_done(paper).replace('cells', 'cells of CIFAR are')}**, so {int(undecided.sum())} of the {len(undecided)} "
+        "claims of the thesis that are asked here are open."]
 
 
 def _under_pruned(mnist: pd.DataFrame) -> str:
@@ -68,7 +74,7 @@ def _under_pruned(mnist: pd.DataFrame) -> str:
     view, ratio = claims.View(mnist, "run"), mnist["compression"].max()
     reached = view.compression("cnn", 10, claims.HESSIAN)[ratio]
     told = " and ".join(f"{base} {value:.1f}" for base, value in reached.items())
-    return f"On the left GraSP and OBD stand at the ratio asked for and pruned less: where {ratio:g} was asked, {told}."
+    return f"On the left GraSP and OBD are plotted at the ratio asked for but reached less: for {ratio:g}, {told}."
 
 
 def _capital(text: str) -> str:
@@ -126,9 +132,9 @@ def _above(reading: str, frame: pd.DataFrame) -> tuple[str, list[str]]:
     found = view.summary(f"top1{tables.ACCOUNTING[reading]}", "cnn", 10, ratio, tables.ORDER)
     k, n = next(iter(view.asked.values()))
     if k < n:
-        return f"{k} of {n} cells", []
+        return f"{k} of {n} cells are computed", []
     above = found[~view.at_chance(found["mean"], "cnn", 10)].sort_values("mean", ascending=False, kind="stable")
-    return (f"{len(above)} of {n} are above chance on the mean over seeds",
+    return (f"{len(above)} of {n} methods are above chance on the mean over seeds",
             [_told(base, line, view, ratio) for base, line in above.iterrows()])
 
 
@@ -152,8 +158,9 @@ def _masks(frame: pd.DataFrame) -> list[str]:
         f"- Error of the compression as run, counted as the thesis counts: {errors}. Published masks are exact.",
         f"- {atlas.chance_table(masks).caption}",
         f"- How far do the published methods (SynFlow in {methods.get('SynFlow').rounds} rounds) prune before no path is "
-        "left? ρ = prunable weights / kept; one weight in each of L layers is the limit, ρ_max = n/L. On the scale "
-        "log ρ / log ρ_max the limit is 1, the unpruned network 0 (first seed; [all](outputs/masks/tables/07-critical.md)).",
+        "left? ρ = n / kept, of the n prunable weights; ρ_cr is the largest at and below which a path is left. The limit is "
+        "ρ_max = n/L, one weight in each of L layers. On the scale log ρ / log ρ_max it is 1, the unpruned network 0 "
+        "(first seed; [all](outputs/masks/tables/07-critical.md)).",
         *(f"  - {line}" for line in atlas.maximal(critical, 3))]
 
 
@@ -172,19 +179,27 @@ def _asked(frame: pd.DataFrame, text: str) -> tuple[str, str]:
 def _cifar() -> list[str]:
     """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision and tests."""
     (frame, both), mnist = _at_both_rates("paper"), _at_both_rates("mnist")
-    agreement = tables.agreement(tables.at_rate(frame, both[0])).body
-    lines = [f"- [Table {line['table']}](outputs/paper/tables/table-{line['table']}.md), {line['network']}, `@run` beside "
-             f"the printed numbers, {line['cells']} cells (means of the seeds that each has): top-1 differs by "
-             f"{line['top-1: median difference']} points (median; at most {line['top-1: largest']}), rank correlation "
-             f"{line['top-1: rank correlation']}; of the entries at chance in either, "
-             f"{line['top-1: chance coincides']} are so in both."
-             for _, line in agreement.iterrows() if not line["cells"].startswith("0 of")]
     shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
-    return [f"- The learning rate: the thesis's text says {both[1]:g}, its code's default is {both[0]:g}. "
+    return [tables.Table(
+                "`@run`, counted as the thesis counts, beside its printed top-1 accuracies, over the entries that are "
+                "computed (each the mean of its seeds). “Both at chance”: of the entries at chance in either.",
+                _agreement(tables.at_rate(frame, both[0]))).markdown(),
+            f"- The learning rate: the thesis's text says {both[1]:g}, its code's default is {both[0]:g}. "
             f"{rates.resnet(frame, both).caption} [Number by number](outputs/paper/tables/resnet-rates.md). "
             f"{_capital(rates.deciding(*mnist))}.",
-            f"- {precision.comparison([*_records('paper'), *shorter]).caption}", *lines,
+            f"- {precision.comparison([*_records('paper'), *shorter]).caption}",
             f"- {shift.silent(_records('paper'), both[0]).caption}"]
+
+
+def _agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each printed table that has a cell: how far the numbers of top-1 agree."""
+    found = tables.agreement(frame).body
+    found = found[~found["cells"].str.startswith("0 of")]
+    link = found["table"].map(lambda number: f"[{number}](outputs/paper/tables/table-{number}.md)")
+    names = {"network": "network", "r": "r", "cells": "entries", "top-1: median difference": "median difference",
+             "top-1: largest": "largest", "top-1: rank correlation": "rank correlation",
+             "top-1: chance coincides": "both at chance"}
+    return found[list(names)].rename(columns=names).assign(table=link)[["table", *names.values()]]
 
 
 def _claims() -> tables.Table:
@@ -213,15 +228,16 @@ def claims_page() -> str:
     return "\n".join([
         "# What the thesis claims, and what the cells say", "",
         "Written by `python -m lib.readme` from the stores; in square brackets the store that decides. Accuracies: top-1 in "
-        "percent, for `@run` as the thesis counts. With several seeds a verdict is on their means; where they differ, it is "
-        "said how many agree when taken alone. “Does not arise”: published masks are exact by definition, so a claim about "
-        "an error of the compression is no question there, nor is one about the numbers that the released code gave. A "
-        "network has collapsed where its mask lets nothing pass, of several seeds in most; it is at chance up to a "
-        f"twentieth above what one constant answer reaches. The paper store: {_done(paper)}{_reduced(paper)}; "
-        "a verdict that says bf16 is one of trainings in bf16 alone: what that moves, the README tells.", "",
+        "percent, for `@run` as the thesis counts. With several seeds a verdict is on their means; where seeds taken "
+        "alone differ, it is said how many agree. “Apart”: left out of the ranking. “Does not arise”: published masks are "
+        "exact by definition, so a claim about compression errors is moot there, as is one about the numbers that the "
+        "released code gave. A network has collapsed if its mask lets nothing pass (of several seeds: in most); it is "
+        "at chance up to a twentieth above what one constant answer reaches. "
+        f"The paper store: {_done(paper)}{_reduced(paper)}; a verdict that says bf16 rests on trainings in bf16 (“in part”: "
+        "in float32 too); the README says what that changes.", "",
         claimed.caption, "",
-        tables.Table("## Contradicted in one reading at least", body.loc[against, columns]).markdown(),
-        tables.Table("## Contradicted in none", body.loc[~(against | undecided), columns]).markdown(),
+        tables.Table("## Contradicted in at least one reading", body.loc[against, columns]).markdown(),
+        tables.Table("## Contradicted in neither reading", body.loc[~(against | undecided), columns]).markdown(),
         "## Not decidable yet", "", "These ask for cells that are not computed.", "",
         *(f"- {line['section']}: {line['the thesis says']}. Agrees if: {line['agrees if']}."
           for _, line in body[undecided].iterrows()), ""])
@@ -253,7 +269,7 @@ def hours(whose: str) -> str:
 
 def replaced(text: str) -> str:
     """The README's text with its blocks and its hours as the stores have them now."""
-    for begin, write, end in ((BEGIN, found, END), (TRAINED, caveat, END_TRAINED)):
+    for begin, write, end in ((ANSWER, answer, END_ANSWER), (BEGIN, found, END), (TRAINED, caveat, END_TRAINED)):
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + write() + end, text, flags=re.DOTALL)
     return HOURS.sub(lambda found: found[1] + hours(found[2]) + found[3], text)
 

@@ -36,7 +36,7 @@ def silent(records: Iterable[Record], learning_rate: float) -> Table:
                and record.cell.learning_rate == learning_rate]
     found = [_found(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
     words = " ".join(map(_words, found)) or "No cell has been trained."
-    return Table("Networks that learn and are still tested at chance level, at learning rate "
+    return Table("Networks that learn but still test at chance level, at learning rate "
                  f"{learning_rate:g}. Learned: the training loss fell below {LEARNED:g} of that of guessing. At "
                  f"chance: at most a twentieth above a constant answer. {words}",
                  pd.DataFrame(list(map(_line, found)), columns=COLUMNS))
@@ -91,7 +91,7 @@ def _words(found: _Found) -> str:
     wait = median(found.waits or [0])
     meanwhile = (f"; for a median of {wait:g} of the epochs in which they were learning they were still tested at chance"
                  if wait else "")
-    still = (f", {len(found.mute)} after the last one too: {', '.join(found.mute)}, in brackets the training loss"
+    still = (f"; {len(found.mute)} at chance after the last epoch too (training loss in brackets): {', '.join(found.mute)}"
              if found.mute else "")
     anew = (f"; tested with statistics collected without dropout, {len(found.gains)} of them move by "
             f"{median(found.gains):+.2f} points (median)" if found.gains else "")

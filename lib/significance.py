@@ -125,8 +125,9 @@ def survives(found: Comparison) -> str:
             f"{_seeds(found)}{whose}). {len(better)} of the {len(pairs)} pairs of methods differ by more than seeds explain "
             f"(paired t-test, Holm, {100 * LEVEL:g} %)")
     best = (f"{first} ({means[first]:.1f}) is the best" if not near else
-            f"{first} is first ({means[first]:.1f}); over {len(found.values)} seeds this test does not tell it from "
-            f"{', '.join(near)} ({'down to ' * (len(near) > 1)}{means[near[-1]]:.1f}): a weak test, not equal methods")
+            f"{first} is first ({means[first]:.1f}); over {len(found.values)} seeds this test cannot tell it from "
+            f"{', '.join(near)} ({'means down to ' * (len(near) > 1)}{means[near[-1]]:.1f}): a sign of a weak test, not of "
+            "equal methods")
     order = (f"of neighbours in the order only these differ: {'; '.join(steps)}" if steps
              else "no two neighbours in the order differ by more than seeds explain")
     return f"{_where(found)}: {head}. {best}; {order}."

@@ -37,10 +37,10 @@ LABELS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
 # How a reading's accuracies are counted: `run` as the thesis counts, with whose numbers it is compared.
 ACCOUNTING = {"run": "_thesis", "written": "", "published": ""}
 DASH = "–"
-SHOWN = ("† another cell's training, in one seed at least: the masks differ in less than 0.1 % of the kept weights, so one "
-         "network was trained for both (@run and published of one score; the unpruned network and SynFlow@run, where that "
-         "drops nothing).")
-RANGE = "where that would go beyond what is possible, the range of the seeds"
+SHOWN = ("† from another cell's training, in at least one seed: the masks differ in less than 0.1 % of the kept weights, so "
+         "one network was trained for both (@run and published, where their score is the same; the unpruned network and "
+         "SynFlow@run, where the latter drops nothing).")
+RANGE = "where that would include impossible values, the range of the seeds"
 
 _RECIPE = ["epochs", "learning_rate", "batch_size", "width", "train_images"]
 _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "seed", *_RECIPE, "score_images",
@@ -429,7 +429,7 @@ def reduced(rows: pd.DataFrame) -> list[str]:
     shown = rows["trained_as"].notna()
     counts = rows.loc[rows["top1"].notna() & ~shown, "precision"].value_counts()
     facts = [f"{count} cells trained in {name}" for name, count in counts.items() if name != "float32"]
-    return facts + [f"{int(shown.sum())} show another's training"] * bool(facts and shown.any())
+    return facts + [f"{int(shown.sum())} reuse another cell's training"] * bool(facts and shown.any())
 
 
 def _seeds(there: pd.DataFrame) -> list[str]:
@@ -443,7 +443,8 @@ def _seeds(there: pd.DataFrame) -> list[str]:
 
 def _legend(model: str) -> list[str]:
     """What the columns count, and what the thesis did not do."""
-    compression = "Compression: N over what masks keep; the figures of its error count values for @run, as released."
+    compression = ("Compression: N over what masks keep; the figures of compression error count non-zero values for @run, "
+                   "as released.")
     counted = "the best epoch's accuracy × n/(128·⌈n/128⌉) for n test images, as the thesis counts"
     if model == "cnn":
         return [compression, f"“@run as printed”: {counted}."]

@@ -54,7 +54,7 @@ def sentence(history: pd.DataFrame, dataset: str, model: str, rates: Iterable[fl
     epochs = f"{int(ends['epochs'].max())} epochs" if len(ends) else "the epochs"
     told = "; ".join(_told(tables.at_rate(ends, rate), rate, moved) for rate in rates)
     seed = ("what a seed alone moves is not known yet (fewer than two seeds)" if math.isnan(moved) else
-            f"a seed alone moves a pruned one above chance by {moved:.2f} points "
+            f"of pruned networks above chance, a seed alone moves the accuracy by {moved:.2f} points "
             f"(median standard deviation at {rates[0]:g})")
     return f"Are {epochs} enough for the {network_label(dataset, model)}? {told[:1].upper()}{told[1:]}; {seed}."
 
@@ -71,7 +71,8 @@ def _told(ends: pd.DataFrame, rate: float, moved: float) -> str:
     dense = ends.loc[ends["method"] == "Dense", "gain"].mean()
     alive = ends[ends["alive"] & (ends["base"] != "Dense")]
     told = [f"the unpruned network {_points(dense)}"] if not math.isnan(dense) else []
-    told += [f"pruned ones (@run) above chance a median of {_points(alive['gain'].median())}"] if len(alive) else []
+    told += ([f"pruned @run networks that are above chance a median of {_points(alive['gain'].median())}"] if len(alive)
+             else [])
     high = alive[alive["compression"] == ends["compression"].max()]
     told += [f"those at r = {ends['compression'].max():g} {_points(high['gain'].median())}"] if len(high) else []
     brings = f"at {rate:g} the last epoch still brought {', '.join(told) or 'no network anything that is above chance'}"

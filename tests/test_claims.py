@@ -249,7 +249,7 @@ def test_most_lose_is_more_than_half_of_the_methods_in_more_than_half_of_their_c
 def test_comparisons_of_two_networks_at_chance_are_told():
     frame = made(FLAT | {"SNIP": (1, 30), "Random": (1, 40)}, dataset="cifar100")
     frame = pd.concat([frame, made(FLAT | {"SNIP": 1, "Random": 50}, "resnet56", "cifar100")], ignore_index=True)
-    told = "Random wins 3 of 4 comparisons, 1 of them of two networks at chance"
+    told = "Random wins 3 of 4 comparisons; in 1 both networks are at chance"
     assert obtained(frame, "even SNIP is surpassed") == told and published(frame, "even SNIP is surpassed") == "agrees"
 
 

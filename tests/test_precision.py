@@ -32,9 +32,9 @@ def test_the_common_epochs_are_compared():
     assert line["largest difference"] == "1.00 (epoch 3)" and line["range of seeds then"] == "1.00"
     assert line["masks"] == "the same" and line["epochs within it"] == "3 of 3"
     assert ("ResNet-56 on CIFAR-10 (1 cells, the first 3 epochs): epoch by epoch, 3 of 3 differences in top-1 and 3 of "
-            "those in training loss are within" in table.caption)
+            "those in training loss are no larger" in table.caption)
     assert line["float32 is"] == "above them all"
-    assert "above them all in 1 of 1 cells, where one more seed would be in one of 4." in table.caption
+    assert "above them all in 1 of 1 cells, where chance would put one more seed in one of 4." in table.caption
 
 
 def test_an_epochs_difference_is_set_against_that_epochs_range():
@@ -69,7 +69,7 @@ def test_training_losses_are_compared_too():
     table = precision.comparison([exact, record("bf16", [10, 40, 44, 47], losses[1]),
                                   record("bf16", [10, 41, 45, 48], losses[2], seed=43)])   # 0.1 of 0.2, of 0.05; 0.05 of .01
     assert table.body.iloc[0]["losses within theirs"] == "1 of 3"
-    assert "and 1 of those in training loss are within" in table.caption
+    assert "and 1 of those in training loss are no larger" in table.caption
 
 
 def test_a_loss_that_is_none_is_within_nothing():
@@ -85,14 +85,17 @@ def test_networks_are_judged_apart():
     table = precision.comparison([EXACT, *amid, record("float32", [10, 40, 44, 47], **other), *ahead])
     resnet, vgg = table.caption.split("ResNet-56 on")[1].split("VGG-16 on")
     assert "inside their range in all 1 cells" in resnet and "do not take" not in resnet
-    assert "below them all in 1 of 1 cells, where one more seed would be in one of 3." in vgg
+    assert "below them all in 1 of 1 cells, where chance would put one more seed in one of 3." in vgg
+
+
+ODDS = "where chance would put one more seed in one of 3"
 
 
 @pytest.mark.parametrize("tops, said", [
-    ((50, 50, 50), "below them all in 3 of 3 cells, where one more seed would be in one of 3: do not take its tests"),
-    ((40, 40, 40), "above them all in 3 of 3 cells, where one more seed would be in one of 3: do not take its tests"),
-    ((50, 50, 40), "below them all in 2 and above them all in 1 of 3 cells, where one more seed would be in one of 3."),
-    ((50, 50, 47), "below them all in 2 of 3 cells, where one more seed would be in one of 3.")])
+    ((50, 50, 50), f"below them all in 3 of 3 cells, {ODDS}: do not take its tests"),
+    ((40, 40, 40), f"above them all in 3 of 3 cells, {ODDS}: do not take its tests"),
+    ((50, 50, 40), f"below them all in 2 and above them all in 1 of 3 cells, {ODDS}."),
+    ((50, 50, 47), f"below them all in 2 of 3 cells, {ODDS}.")])
 def test_only_one_side_in_every_cell_of_three_condemns_a_precision(tops, said):
     exact = [record("float32", [10, 40, 44, 47], method=method) for method in ("LAMP", "SNIP", "GraSP")]
     rounded = [record("bf16", [10, 41, 45, top + of], seed=42 + of, method=each.cell.method)

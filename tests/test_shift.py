@@ -42,7 +42,8 @@ def test_a_test_with_recollected_statistics_stands_beside_the_other():
 def test_what_learned_and_is_silent_at_the_end_is_named():
     table = shift.silent([record([0.8, 0.5], [100, 105]), record([0.8, 0.5], [100, 106], method="LAMP@run")], 1e-3)
     assert table.body.iloc[0].tolist() == ["VGG-16 on CIFAR-10", "2", "2", "1.5", "1", "SNIP@run at r = 32 (1.15)", "–", "–"]
-    assert "2 of 2 trained cells learned" in table.caption and "1 after the last one too: SNIP@run" in table.caption
+    assert "2 of 2 trained cells learned" in table.caption
+    assert "; 1 at chance after the last epoch too (training loss in brackets): SNIP@run" in table.caption
 
 
 @pytest.mark.parametrize("share", [1, 0.91, None])

@@ -65,7 +65,7 @@ def test_what_the_last_epoch_brought_is_told_of_the_living():
                  *((name, ratio, 1, 10, 0, False) for name in ("GraSP@run", "Random@run") for ratio in (4.0, 64.0)))
     told = training._told(ends, 1e-3, math.nan)
     assert told == ("at 0.001 the last epoch still brought the unpruned network +1.50 points, "
-                    "pruned ones (@run) above chance a median of +3.00 points, those at r = 64 +10.00 points")
+                    "pruned @run networks that are above chance a median of +3.00 points, those at r = 64 +10.00 points")
     assert training._told(ends, 1e-3, 3.0).endswith("no more than a seed moves, so enough by that measure")
     assert training._told(ends, 1e-3, 2.9).endswith("more than a seed moves, so not enough")
 
