@@ -57,7 +57,7 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """(images / 255 - mean) / std as float32, for uint8 images (..., C, H, W), on their device."""
         mean, std = _statistics(self.mean, self.std, images.device)
-        return images.to(torch.float32).sub_(mean).div_(std)
+        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
     def to(self, device: torch.device | str) -> "Data":
         """The same set with its four tensors on `device`."""
@@ -120,6 +120,17 @@ def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor) ->
 def classes(name: str) -> int:
     """How many classes the set of that name has, without reading it."""
     return 100 if name.endswith("100") else 10
+
+
+_SIZES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
+
+
+def sizes(name: str) -> tuple[int, int]:
+    """How many training and how many test images the set of that name has; MNIST and CIFAR need not be there."""
+    if name in _SIZES:
+        return _SIZES[name]
+    found = _stand_in(name)
+    return len(found.train_labels), len(found.test_labels)
 
 
 # Share of the test images, in percent, of the most frequent class and of the five most frequent. Elsewhere all are equal.

@@ -12,10 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib import data, models, pruning
 from lib.experiment import Cell, one_thread
 from lib.lanes import Lanes
-from lib.profile import TRAINING_IMAGES
 from lib.trainer import Learner
 
-TEST_IMAGES = 10_000
 CALIBRATION = 10.0   # seconds, shared out among the networks
 
 
@@ -38,8 +36,9 @@ def _forward(model: str, classes: int, width: float) -> int:
 
 def flops(cell: Cell) -> float:
     """A training step costs three forward passes (its backward pass two); every epoch, and once before, it is tested."""
-    trained = (cell.train_images or TRAINING_IMAGES.get(cell.dataset, 0)) * cell.epochs
-    tested = TEST_IMAGES * (cell.epochs + 1) if cell.epochs else 0
+    training, test = data.sizes(cell.dataset)
+    trained = (cell.train_images or training) * cell.epochs
+    tested = test * (cell.epochs + 1) if cell.epochs else 0
     return (3 * trained + tested) * _forward(cell.model, data.classes(cell.dataset), cell.width)
 
 

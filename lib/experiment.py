@@ -67,9 +67,10 @@ class Cell:
             raise UserError(f"{self.method} is the unpruned network: its compression is 1, not {self.compression:g}.")
         if not (math.isfinite(self.learning_rate) and math.isfinite(self.width)):
             raise UserError(f"Learning rate and width must be finite, not {self.learning_rate} and {self.width}.")
-        if self.epochs < 0 or self.batch_size < 1 or self.score_images < 1 or not self.learning_rate > 0:
-            raise UserError("Epochs may not be negative; batch size, score images and learning rate must be positive: "
-                            f"{self}.")
+        counts = self.batch_size, self.score_images, 1 if self.train_images is None else self.train_images
+        if self.epochs < 0 or min(counts) < 1 or not (self.learning_rate > 0 and self.width > 0):
+            raise UserError("Epochs may not be negative; batch size, images, learning rate and width must be positive: "
+                            f"{vars(self)}.")
 
     @property
     def key(self) -> str:
@@ -216,7 +217,7 @@ def run(cell: Cell, data_root: str | None = None, device: str = "cpu", checkpoin
         run=circumstances(device, precision) | {
             "diverged": history.diverged,
             "score_seconds": round(scored - began, 3),
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(time.perf_counter() - began + history.before, 3),
         },
     )
 
@@ -334,7 +335,8 @@ def check_score_images(cell: Cell, images: data.Data) -> None:
 
 
 def masks_of(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> pruning.Masks:
-    """The cell's masks. batch_of: a cell whose scoring batch, another seed's, is used in place of the cell's own."""
+    """The cell's masks. model: `network(cell, images)`, not trained and not changed, on the device that is to score: scores
+    are remembered by cell. batch_of: a cell whose scoring batch, another seed's, is used in place of the cell's own."""
     method = methods.get(cell.method)
     pruning.kept_count(model, cell.compression)
     if method.rounds > 1:
@@ -348,7 +350,8 @@ _kept_scores: dict[tuple, dict[str, Tensor]] = {}
 
 
 def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | None = None) -> dict[str, Tensor]:
-    """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them."""
+    """A one-shot method's scores. They are kept for the next cell, which often asks for another compression of them.
+    Arguments as those of `masks_of`."""
     device, method = next(model.parameters()).device, methods.get(cell.method)
     # The images and the function themselves: another folder's have the same name, and a notebook may write a score anew.
     key = method, SCORERS.get(method.score), cell.score_key, (batch_of or cell).score_key, images, device
@@ -361,12 +364,7 @@ def scores(cell: Cell, model: nn.Module, images: data.Data, batch_of: Cell | Non
 
 def audited(model: nn.Module, masks: pruning.Masks) -> dict:
     """`Record.report`: the fields of `pruning.Report`, and the masks' digest."""
-    return asdict(pruning.report(model, masks)) | {"digest": digest(masks)}
-
-
-def digest(masks: pruning.Masks) -> str:
-    """Sixteen hex digits that tell masks apart."""
-    return hashlib.sha256(pruning.pack(masks).tobytes()).hexdigest()[:16]
+    return asdict(pruning.report(model, masks)) | {"digest": pruning.digest(masks)}
 
 
 @lru_cache(maxsize=2)
@@ -379,10 +377,16 @@ def images_of(cell: Cell, root: str | None = None) -> data.Data:
     return _subset(cell.dataset, cell.train_images, root)
 
 
+def device_name(device: str) -> str:
+    """What records call a device: a card by its name, where it is here; else its kind, such as "cpu"."""
+    kind = str(device).partition(":")[0]
+    return torch.cuda.get_device_name(device) if kind == "cuda" and torch.cuda.is_available() else kind
+
+
 def circumstances(device: str, precision: str = "float32") -> dict:
     """Where and with what something was computed, for `Record.run`."""
     return {
-        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else "cpu",
+        "device": device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

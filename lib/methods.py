@@ -54,6 +54,9 @@ class Method:
         if not re.fullmatch(r"\w[\w.+-]*(@written|@run)?", self.name) and self.score:
             raise UserError(f"A method cannot be named {self.name!r}: letters and digits, and for its readings @written and "
                             "@run, which every table knows.")
+        if self.selection == "bernoulli" and (self.score, self.scope) != ("random", "global"):
+            raise UserError(f"{self.name} cannot have the selection bernoulli, which looks at no score: that is for the "
+                            "score \"random\" in the global scope.")
         plain = self.score not in (None, "random") and (self.scope, self.selection) == ("global", "exact")
         if not isinstance(self.rounds, int) or self.rounds < 1 or self.rounds > 1 and not plain:
             raise UserError(f"{self.name} cannot have {self.rounds} rounds: it must be a whole number, and more than one "

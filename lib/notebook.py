@@ -144,7 +144,6 @@ class Example:
     def __init__(self, grid: Profile, pair: str, width: float):
         self.grid, self.pair, self.width = grid, pair, width
         self.dataset, self.model = pair.split("/")
-        self._last: dict[str, Scores] = {}
         self._rounds: dict[tuple[str, float], Masks] = {}
 
     @cached_property
@@ -191,26 +190,21 @@ class Example:
         return model, inputs.to(next(model.parameters()).dtype), targets
 
     def scores(self, method: str) -> Scores:
-        """The method's scores of the prunable weights. The last ones are remembered: VGG-16's take 120 MB."""
-        if method not in self._last:
-            inputs, targets = experiment.scoring_batch(self.cell(method), self.images)
-            generator = experiment.generator(self.cell(method), "score")
-            self._last = {method: pruning.score(self.network(method), methods.get(method), inputs, targets, generator)}
-        return self._last[method]
+        """The method's scores of the prunable weights."""
+        return experiment.scores(self.cell(method), self.network(method), self.images)
 
     def masks(self, method: str, ratios: Iterable[float] | None = None) -> Kept:
         """Compression -> the method's masks, the same as those of the cells."""
         return {ratio: self._masks(method, ratio) for ratio in ratios or self.ratios}
 
     def _masks(self, method: str, ratio: float) -> Masks:
-        row = methods.get(method)
-        if row.rounds == 1:
-            generator = experiment.generator(self.cell(method), "random mask")
-            return pruning.select(self.network(method), row, self.scores(method), ratio, generator)
-        if (method, ratio) not in self._rounds:   # a hundred scores: worth remembering
-            self._rounds[method, ratio] = experiment.masks_of(
-                dataclasses.replace(self.cell(method), compression=ratio), self.network(method), self.images)
-        return self._rounds[method, ratio]
+        if (method, ratio) in self._rounds:
+            return self._rounds[method, ratio]
+        cell = dataclasses.replace(self.cell(method), compression=ratio)
+        found = experiment.masks_of(cell, self.network(method), self.images)
+        if methods.get(method).rounds > 1:   # a hundred scores: worth remembering
+            self._rounds[method, ratio] = found
+        return found
 
     def readings(self, base: str) -> dict[str, Kept]:
         """Name -> masks, for all readings of a method."""

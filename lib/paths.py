@@ -19,7 +19,8 @@ def on_path(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     norms, activations and dropout the identity, pooling a mean (any input passes); after each layer
     the signal, and on the way back the gradient, is cut to whether it is there at all. A weight's gradient is then positive
     exactly if some position sees a signal before it and a way to the logits behind it. Raises `UserError` for a model that
-    does not say by `input_shape` what it takes, and for a module of unknown kind that has parameters. What it cannot see in
+    does not say by `input_shape` what it takes, for a module of unknown kind that has parameters, and for functions that
+    choose among signals, as a sort does, or pool with dilation. What it cannot see in
     a `forward` of one's own, `check_understood` finds.
     """
     network = copy.deepcopy(model).float().eval().requires_grad_()   # also where the model's own weights are frozen
@@ -85,12 +86,21 @@ _IDENTITY_FUNCTIONS = {"batch_norm", "group_norm", "instance_norm", "layer_norm"
                        "sigmoid", "hardsigmoid", "softplus", "logsigmoid", "log_sigmoid"}
 
 
+# What hands on one signal of several, by its value, or none where one is missing. (amax hands on all that are equal.)
+_CHOOSING = {"topk", "sort", "kthvalue", "median", "nanmedian", "mode", "min", "amin", "minimum", "fmin", "cummin", "cummax",
+             "aminmax"}
+
+
 class _AnyInputPasses(TorchFunctionMode):
     """Turns max-pooling, of modules and of functions, into a mean: any input passes, not the largest alone; and functions
     that hand on each signal into the identity."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        along = name == "max" and ("dim" in kwargs or len(args) > 1 and not isinstance(args[1], Tensor))
+        if along or name in _CHOOSING or name.endswith("_with_indices"):
+            raise UserError(f"The audit does not follow {name.replace('_with_indices', ' with indices')}, which chooses one "
+                            "signal by its value: pool by amax, or by a module of torch.nn.")
         if name in _IDENTITY_FUNCTIONS and args:
             return args[0]
         if "max_pool" not in name or function is not getattr(functional, name, None):

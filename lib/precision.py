@@ -24,9 +24,9 @@ def comparison(records: Iterable[Record]) -> Table:
 
     records: of any lengths. Epoch by epoch, the difference is set against the range of the bf16 trainings that differ in
     their seed only; with one seed there is none. In percent, respectively points, of top-1. Masks may differ where scores
-    were taken in float32 on two devices.
+    were taken in float32 on two devices. Records that show another's training are left out.
     """
-    records = [record for record in records if record.history]
+    records = [record for record in records if record.history[1:] and "trained_as" not in record.run]
     exact = [record for record in records if record.run.get("precision") == "float32"]
     rounded = [record for record in records if record.run.get("precision") == "bf16"]
     lines = [line for record in exact if (line := _line(record, rounded))]

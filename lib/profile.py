@@ -26,8 +26,6 @@ NOTEBOOKS: dict[str, tuple[str, ...] | None] = {
 RESULTS, AUDIT = DRAWN = "06_results", "07_audit"
 NOTEBOOKS |= dict.fromkeys(DRAWN)
 
-# Training images of the sets that are not read just to be counted.
-TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 # These decide which learning rate the thesis's numbers were made with: its corrected top-1 are known.
 PILOT = {("resnet56", "cifar10", "Dense", 1),
          *(("resnet56", "cifar10", method, 32) for method in ("Random@run", "SNIP@run", "GlobalMag@run"))}
@@ -194,7 +192,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         return (self.obd_images_of(dataset) or self._training_images(dataset)) if base == "OBD" else SCORE_IMAGES
 
     def _training_images(self, dataset: str) -> int:
-        return self.train_images or TRAINING_IMAGES.get(dataset) or len(data.load(dataset).train_labels)
+        return self.train_images or data.sizes(dataset)[0]
 
 
 @cache

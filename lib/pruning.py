@@ -1,6 +1,7 @@
 """From scores to masks, by exact count or by the released code's rule; masks that hold in training; and their audit."""
 
 import copy
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -97,8 +98,8 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
 
 def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
           generator: torch.Generator) -> Scores:
-    """Prunable parameter name -> score, of the weight's shape, float64 or float32 (see `as_scored`; `lamp` and `synflow`
-    always float64); one serves every compression of a one-shot method.
+    """Prunable parameter name -> score, of the weight's shape, float64 or float32 (see `as_scored`; `lamp`, `synflow`, `obd`
+    and `obd_run` always float64); one serves every compression of a one-shot method.
 
     Arguments as those of `masks`. Raises `UserError` for an unfit batch or a score that is not finite.
     """
@@ -170,7 +171,8 @@ def set_mode(model: nn.Module, mode: str, inputs: Tensor | None) -> None:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, inputs: Tensor) -> None:
-    """Sets BatchNorm's stored statistics, in place: the mean of those of the inputs' chunks of 128, in order.
+    """Sets BatchNorm's stored statistics, in place: the mean of those of the inputs' chunks of 128, in order. From then on
+    they are cumulative averages (`momentum` None).
 
     At initialisation the stored statistics (0 and 1) say nothing of the network, and OBD scores in eval mode. inputs:
     (images, ...), cast to the model's dtype. The model is to be in train mode, with dropout off. Raises `UserError` for a
@@ -255,6 +257,7 @@ def _rounds(model: nn.Module, method: Method, inputs: Tensor | None, targets: Te
             with torch.no_grad():
                 for name, weight in chosen.items():
                     weight *= result[name]
+            set_mode(pruned, method.mode, inputs)   # "calibrated": to the statistics of what is left
     return result
 
 
@@ -265,6 +268,11 @@ def _flat(tensors: dict[str, Tensor]) -> Tensor:
 def pack(masks: Masks) -> np.ndarray:
     """The masks as bits, eight to a byte: a thirtieth of what the weights take."""
     return np.packbits(_flat(masks).cpu().numpy())
+
+
+def digest(masks: Masks) -> str:
+    """Sixteen hex digits that tell masks apart."""
+    return hashlib.sha256(pack(masks).tobytes()).hexdigest()[:16]
 
 
 def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -349,7 +357,7 @@ class Report:
     """The audit of a mask. Counts are of masks; `compression_released` alone counts values."""
 
     parameters: int               # N, before pruning
-    compression: float            # N / (F + kept)
+    compression: float            # N / (F + kept); where nothing at all is left, N
     compression_released: float   # N / values that are not 0 (metrics/size.py): BatchNorm's fresh biases count as pruned
     kept: dict[str, int]          # kept weights per prunable layer
     sizes: dict[str, int]         # weights per prunable layer
@@ -372,12 +380,12 @@ def report(model: nn.Module, masks: Masks) -> Report:
                  for name, value in model.named_parameters())
     return Report(
         parameters=total,
-        compression=total / (fixed + sum(kept.values())),
+        compression=total / max(1, fixed + sum(kept.values())),
         compression_released=total / max(1, values),
         kept=kept,
         sizes={name: mask.numel() for name, mask in masks.items()},
         empty_layers=[name for name, count in kept.items() if count == 0],
         collapsed=sum(connected.values()) == 0,
         effective_kept=sum(connected.values()),
-        effective_compression=total / (fixed + sum(connected.values())),
+        effective_compression=total / max(1, fixed + sum(connected.values())),
     )

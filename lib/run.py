@@ -312,26 +312,28 @@ def store_of(chosen: Profile) -> Store:
 
 def fill(chosen: Profile, names: list[str], options: argparse.Namespace) -> list[str]:
     """Computes the cells that the store lacks; returns one line per failed cell."""
-    cells, store = needed(chosen, names, options), store_of(chosen)
+    began, cells, store = time.monotonic(), needed(chosen, names, options), store_of(chosen)
     missing = sweep.missing(cells, store)
     say(f"{chosen.profile}: {len(cells) - len(missing)} of {len(cells)} cells are in the store.")
-    failures = compute(missing, store, options)
+    failures = compute(missing, store, options, options.budget)
     if AUDIT in names:
         questions, answers = asked_studies(chosen, options), audit.store_of(chosen)
         unanswered = sweep.missing(questions, answers)
         say(f"{chosen.profile}: {len(questions) - len(unanswered)} of {len(questions)} studies are in the store.")
-        failures += compute(unanswered, answers, options, audit.run)
+        left = options.budget and max(0, options.budget - (time.monotonic() - began))
+        failures += compute(unanswered, answers, options, left, audit.run)
     return failures
 
 
-def compute(missing: list, store: Store, options: argparse.Namespace, work: Callable | None = None) -> list[str]:
+def compute(missing: list, store: Store, options: argparse.Namespace, budget: float | None,
+            work: Callable | None = None) -> list[str]:
     """Computes cells or studies where the options say; returns one line for each that failed."""
-    if not missing or options.budget == 0:   # to render what is there takes no data
+    if not missing or budget == 0:   # to render what is there takes no data
         return []
     check_cells([each if isinstance(each, Cell) else each.cell("Dense") for each in missing], options.data)
     executor = cluster(options.scheduler) if options.scheduler else None
     return sweep.run(missing, store, executor=executor, workers=options.workers, data_root=options.data,
-                     budget=options.budget, say=say, work=work, wait=options.wait,
+                     budget=budget, say=say, work=work, wait=options.wait,
                      device=options.device, stack=options.stack, precision=options.precision)
 
 

@@ -48,12 +48,13 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
     `experiment.served` allows that and the precision is the one asked for: so the number of workers and the order of
     the cells do not matter.
     Returns one line for each cell that failed; the others go on. On an interruption (Ctrl-C) the workers are stopped
-    and the cells in flight, and only those, are lost; on this machine they go on from their last checkpoint.
+    and the cells in flight, and only those, are lost; those that train alone on this machine go on from their last
+    checkpoint.
     """
     cells = list(cells)
     if not missing(cells, store):
         return []
-    own = executor is None
+    own, others = executor is None, set(multiprocessing.active_children())
     workers = workers or os.cpu_count() or 1
     executor = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
 
@@ -70,7 +71,7 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
         checkpoints = store.path.parent / "checkpoints" if own else None   # elsewhere there may be no such folder
         work = partial(experiment.run, device=device, precision=precision, checkpoints=checkpoints)
     together = partial(experiment.run_together, device=device, precision=precision)
-    with _ending(executor, own), store.writing(wait):  # reads again what another run has written since
+    with _ending(executor, own, others), store.writing(wait):  # reads again what another run has written since
         todo, at_once = missing(cells, store), workers if own else 64
         asked = set(todo)
         twins = {cell: its for cell in todo if (its := twin(cell)) and (its in asked or its in store)}
@@ -79,8 +80,11 @@ def run(cells: Iterable[Cell], store: Store, executor: Executor | None = None, w
 
 
 @contextmanager
-def _ending(executor: Executor, own: bool) -> Iterator[None]:
-    """Tells in a sentence of an executor that computes no more, and leaves none of this run's `own` workers behind."""
+def _ending(executor: Executor, own: bool, others: set[multiprocessing.Process]) -> Iterator[None]:
+    """Tells in a sentence of an executor that computes no more, and leaves none of this run's `own` workers behind.
+
+    others: the child processes that were there before it, which are none of its business.
+    """
     try:
         yield
     except _Lost as error:
@@ -92,7 +96,7 @@ def _ending(executor: Executor, own: bool) -> Iterator[None]:
     except BaseException:
         if own:
             with _deaf_to_interruption():   # a second Ctrl-C would leave workers that go on to the end of their cells
-                _stop(executor)
+                _stop(executor, others)
         raise
     finally:
         if own:
@@ -108,9 +112,10 @@ def _known(task: tuple, twins: dict[Cell, Cell], store: Store, precision: str) -
 def _seen(store: Store, device: str) -> dict[tuple, float]:
     """The most seconds that a cell of each kind, trained alone on such a device, took."""
     longest: dict[tuple, float] = {}
+    here = experiment.device_name(device)
     for record in store.records.values():
         run = record.run
-        if run.get("device", "cpu") == device and not {"trained_as", "stacked"} & run.keys():
+        if run.get("device", "cpu") == here and not {"trained_as", "stacked"} & run.keys():
             kind = _kind((record.made_of,))
             longest[kind] = max(longest.get(kind, 0), run.get("seconds", 0))
     return longest
@@ -128,33 +133,40 @@ def _drain(queue: list[tuple], total: int, store: Store, at_once: int, budget: f
     def launch() -> None:
         while len(flying) < at_once:
             spent = time.monotonic() - began
-            task = next((task for task in queue if not any(twins.get(cell) in awaited for cell in task)), None)
-            if not task or budget is not None and (spent >= budget or spent + longest.get(_kind(task), 0) > budget):
+            fits = lambda task: budget is None or spent < budget and spent + longest.get(_kind(task), 0) <= budget
+            ready = lambda task: not any(twins.get(cell) in awaited for cell in task)
+            task = next((task for task in queue if fits(task) and ready(task)), None)
+            if not task:
                 return
             queue.remove(task)
             flying[submit(task)] = task, spent
 
-    launch()
-    while flying:
-        finished, _ = first_of(flying, return_when=FIRST_COMPLETED)
-        broken = None
-        for future in finished:
-            task, started = flying.pop(future)
-            if fault := _fault(future):
-                broken = fault  # raised only when what has finished beside it is stored
-                continue
-            longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
-            for cell, outcome in zip(task, _outcomes(future, task), strict=True):
-                done += 1
-                awaited.discard(cell)
-                if isinstance(outcome, str):
-                    failures.append(f"{cell}: {outcome}")
-                else:
-                    store.add(outcome)
-                say(f"[{done}/{total}] {cell}: {summary(outcome)}{_estimate(began, done, total)}")
-        if broken:
-            raise broken
+    try:
         launch()
+        while flying:
+            finished, _ = first_of(flying, return_when=FIRST_COMPLETED)
+            broken = None
+            for future in finished:
+                task, started = flying.pop(future)
+                if fault := _fault(future):
+                    broken = fault  # raised only when what has finished beside it is stored
+                    continue
+                longest[_kind(task)] = max(longest.get(_kind(task), 0), time.monotonic() - began - started)
+                for cell, outcome in zip(task, _outcomes(future, task), strict=True):
+                    done += 1
+                    awaited.discard(cell)
+                    if isinstance(outcome, str):
+                        failures.append(f"{cell}: {outcome}")
+                    else:
+                        store.add(outcome)
+                    say(f"[{done}/{total}] {cell}: {summary(outcome)}{_estimate(began, done, total)}")
+            if broken:
+                raise broken
+            launch()
+    except BaseException:   # a caller's executor would go on with what it has been given
+        for future in flying:
+            future.cancel()
+        raise
     return failures
 
 
@@ -196,9 +208,9 @@ def tasks(cells: Iterable[Cell], stack: int = 1, waiting: Container[Cell] = ()) 
 
 
 def _kind(task: tuple) -> tuple:
-    """Tasks of one kind take about as long: as many cells on the same network and recipe."""
+    """Tasks of one kind take about as long: as many cells on the same network and recipe; masks alone, of one method."""
     cell = task[0]
-    return (len(task), cell.dataset, cell.model, getattr(cell, "epochs", cell))
+    return (len(task), cell.dataset, cell.model, getattr(cell, "epochs", cell) or cell.method)
 
 
 def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable = experiment.run,
@@ -212,8 +224,12 @@ def compute(cells: tuple[Cell, ...], data_root: str | None, work: Callable = exp
     found = {cell: _tried(lambda: experiment.served(cell, record, data_root)) for cell, record in (known or {}).items()}
     rest = [cell for cell in cells if found.get(cell) is None]
     if len(rest) > 1 and getattr(rest[0], "epochs", 0):
-        records = _tried(lambda: together(rest, data_root))
-        found |= zip(rest, [records] * len(rest) if isinstance(records, str) else records, strict=True)
+        try:
+            found |= zip(rest, together(rest, data_root), strict=True)
+        except UserError:   # of one of them, such as a compression out of reach: computed alone, it costs no other
+            found |= {cell: _tried(lambda: work(cell, data_root)) for cell in rest}
+        except Exception as error:
+            found |= dict.fromkeys(rest, _words(error))
     else:
         found |= {cell: _tried(lambda: work(cell, data_root)) for cell in rest}
     return [found[cell] for cell in cells]
@@ -224,10 +240,14 @@ def _tried(compute: Callable):
     try:
         return compute()
     except Exception as error:
-        if isinstance(error, UserError):
-            return str(error)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        return _words(error)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _prepare() -> None:
@@ -251,9 +271,9 @@ def _deaf_to_interruption() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stop(executor: Executor) -> None:
+def _stop(executor: Executor, others: set[multiprocessing.Process]) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
-    for process in multiprocessing.active_children():
+    for process in set(multiprocessing.active_children()) - others:
         process.terminate()
 
 

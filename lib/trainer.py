@@ -33,6 +33,7 @@ class History(list):
     finite, on the training or on the test images, at which training stopped, or None."""
 
     diverged: int | None = None
+    before: float = 0.0   # seconds that the training had taken before it was last resumed
 
     def add(self, epoch: int, loss: float | None, tested: dict) -> None:
         """An epoch's entry, of its training loss (None at epoch 0) and of what `evaluate` says."""
@@ -88,8 +89,10 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
                         f"torch.Generator().manual_seed(42), not {generator!r}.")
     learner, lanes = Learner(model, masks, learning_rate, precision), Lanes(data.train_images.device, 1)
     history, state = learner.history, {"model": model, "optimizer": learner.optimizer, "generator": generator}
-    _resume(checkpoint, state, history)
-    saved = time.monotonic()
+    recipe = {"masks": pruning.digest(masks), "learning_rate": float(learning_rate), "batch_size": int(batch_size),
+              "precision": precision}
+    _resume(checkpoint, state, history, recipe, epochs)
+    saved = began = time.monotonic()
     with conditions(data, precision):
         for epoch in range(len(history), epochs + 1):
             advance([learner], lanes, data, epoch, batch_size, generator)
@@ -98,7 +101,7 @@ def train(model: nn.Module, masks: pruning.Masks, data: Data, *, epochs: int, le
             if history.diverged is not None:
                 break
             if checkpoint and epoch and time.monotonic() - saved >= SAVE_EVERY:
-                _save(checkpoint, state, history)
+                _save(checkpoint, state, history, recipe, history.before + time.monotonic() - began)
                 saved = time.monotonic()
         recollect([learner], data)
     if checkpoint:
@@ -126,7 +129,7 @@ def recollect(learners: list[Learner], data: Data) -> None:
     count, chunk = min(RECOLLECTED, len(data.train_images)), pruning.CALIBRATION_CHUNK
     count = count // chunk * chunk or count    # no last chunk of a single image
     for learner in learners:
-        drops = any(isinstance(module, nn.Dropout) for module in learner.model.modules())
+        drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in learner.model.modules())
         if len(learner.history) > 1 and learner.history.diverged is None and drops and pruning.has_batchnorm(learner.model):
             fresh = copy.deepcopy(learner.model)
             pruning.set_mode(fresh, "calibrated", data.normalise(data.train_images[:count]))
@@ -145,7 +148,7 @@ def conditions(data: Data, precision: str) -> Iterator[None]:
 
 def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch_size: int, precision: str) -> None:
     """Raises `UserError` for a recipe by which nothing can be trained, or not what it says, and where an epoch has a batch
-    that BatchNorm cannot take."""
+    that BatchNorm cannot take. The model is in train mode afterwards, if there is anything to train."""
     whole = isinstance(epochs, Integral) and isinstance(batch_size, Integral) and isinstance(learning_rate, Real)
     if not whole or epochs < 0 or batch_size < 1 or not 0 <= learning_rate < math.inf:
         raise UserError("Epochs may not be negative, a batch needs at least 1 image, both whole numbers, and the learning "
@@ -171,13 +174,13 @@ def check_precision(precision: str) -> None:
         raise UserError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
 
 
-def _save(checkpoint: Path, state: dict, history: History) -> None:
+def _save(checkpoint: Path, state: dict, history: History, recipe: dict, seconds: float) -> None:
     """Writes a checkpoint, whole or not at all. A full disk costs the checkpoint, not the training."""
     values = {name: each.get_state() if name == "generator" else each.state_dict() for name, each in state.items()}
     partial = checkpoint.with_suffix(".partial")
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(values | {"history": list(history)}, partial)
+        torch.save(values | {"history": list(history), "recipe": recipe, "seconds": seconds}, partial)
         partial.replace(checkpoint)
     except (OSError, RuntimeError) as error:   # torch wraps what its writer meets
         warnings.warn(f"{checkpoint} cannot be written ({error}): if this run is stopped, the cell starts anew.",
@@ -185,16 +188,20 @@ def _save(checkpoint: Path, state: dict, history: History) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _resume(checkpoint: Path | None, state: dict, history: History) -> None:
-    """Puts model, optimiser, generator and history where the checkpoint left them."""
+def _resume(checkpoint: Path | None, state: dict, history: History, recipe: dict, epochs: int) -> None:
+    """Puts model, optimiser, generator and history where the checkpoint left them; raises `UserError` for one of another
+    recipe or of more epochs."""
     if checkpoint is None or not checkpoint.exists():
         return
     try:
         values = torch.load(checkpoint, weights_only=True, map_location=next(state["model"].parameters()).device)
+        if values["recipe"] != recipe or len(values["history"]) > epochs + 1:
+            raise ValueError("it is of other masks, another recipe or more epochs")
         state["model"].load_state_dict(values["model"])
         state["optimizer"].load_state_dict(values["optimizer"])
         state["generator"].set_state(values["generator"].cpu())
         history.extend(values["history"])
+        history.before = values["seconds"]
     except Exception as error:   # whatever a damaged file makes torch raise
         raise UserError(f"{checkpoint} is no checkpoint of this training ({' '.join(str(error).split())[:200]}): delete it, "
                         "and the cell starts anew.") from error

@@ -103,6 +103,8 @@ def test_normalise_is_its_formula(tmp_path, name):
     before, channels = loaded.train_images[:8].clone(), len(loaded.mean)
     mean, std = (np.array(values).reshape(channels, 1, 1) for values in (loaded.mean, loaded.std))
     result = loaded.normalise(loaded.train_images[:8])
+    floats = loaded.train_images[:8].float()
+    assert torch.equal(loaded.normalise(floats), result) and torch.equal(floats, loaded.train_images[:8].float())
     assert result.dtype == torch.float32 and torch.equal(loaded.train_images[:8], before)
     assert np.allclose(result.numpy(), (before.numpy() / 255 - mean) / std, rtol=1e-5, atol=1e-6)
 

@@ -90,12 +90,33 @@ def test_a_record_holds_what_its_readers_need():
     assert record.run["device"] == "cpu" and record.run["precision"] == "float32" and record.run["threads"] == 1
     model = experiment.network(CELL, whole)
     masks = pruning.masks(model, "GlobalMag", None, None, 4)
-    assert record.report == asdict(pruning.report(model, masks)) | {"digest": experiment.digest(masks)}
+    assert record.report == asdict(pruning.report(model, masks)) | {"digest": pruning.digest(masks)}
 
 
 def test_no_epochs_make_masks_only():
     trained, only = experiment.run(CELL), experiment.run(replace(CELL, epochs=0))
     assert only.history == [] and only.report == trained.report and only.run["diverged"] is None
+
+
+def test_the_seconds_of_a_resumed_cell_are_all_of_them(monkeypatch):
+    train = experiment.trainer.train
+
+    def resumed(*given, **rest):
+        history = train(*given, **rest)
+        history.before = 1000.0
+        return history
+
+    monkeypatch.setattr(experiment.trainer, "train", resumed)
+    assert 1000 < experiment.run(CELL).run["seconds"] < 1100
+
+
+def test_a_card_is_called_by_its_name_where_it_is_here(monkeypatch):
+    assert [experiment.device_name(device) for device in ("cpu", "cpu:0", torch.device("cpu"))] == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card, {device}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert experiment.device_name("cuda:1") == "a card, cuda:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert experiment.device_name("cuda") == "cuda"
 
 
 def test_a_diverged_cell_is_recorded_in_finite_json():
@@ -107,8 +128,8 @@ def test_a_diverged_cell_is_recorded_in_finite_json():
 def test_digests_tell_masks_apart():
     one = {"a": torch.tensor([[True, False], [True, True]]), "b": torch.tensor([False])}
     other = {"a": one["a"].T.contiguous(), "b": one["b"]}
-    assert experiment.digest(one) != experiment.digest(other)
-    assert experiment.digest(one) == experiment.digest({name: mask.clone() for name, mask in one.items()})
+    assert pruning.digest(one) != pruning.digest(other)
+    assert pruning.digest(one) == pruning.digest({name: mask.clone() for name, mask in one.items()})
 
 
 @pytest.mark.parametrize("change", [
@@ -248,7 +269,7 @@ def test_twins_are_the_methods_whose_two_readings_share_a_score_without_data():
 
 @pytest.mark.parametrize("change, has", [
     ({}, True), ({"score": "lamp"}, False), ({"scope": "layer"}, False), ({"init": "xavier_normal"}, False),
-    ({"selection": "bernoulli"}, False), ({"mode": "eval"}, True)])
+    ({"selection": "exact"}, False), ({"mode": "eval"}, True)])
 def test_twins_are_found_in_the_table(monkeypatch, change, has):
     monkeypatch.setitem(METHODS, "Mine", methods.Method("Mine", "magnitude"))
     assert experiment.twin(replace(CELL, method="Mine")) is None
@@ -394,7 +415,7 @@ def test_a_cells_masks_are_those_of_pruning_masks(method):
     whole = images(cell)
     model = experiment.network(cell, whole)
     direct = pruning.masks(model, method, *experiment.scoring_batch(cell, whole), cell.compression)
-    assert experiment.run(cell).report["digest"] == experiment.digest(direct)
+    assert experiment.run(cell).report["digest"] == pruning.digest(direct)
 
 
 def test_training_starts_from_the_networks_own_weights():
@@ -407,7 +428,9 @@ def test_training_starts_from_the_networks_own_weights():
 
 
 @pytest.mark.parametrize("wrong", [{"method": "Dense", "compression": 4}, {"learning_rate": float("inf")},
-                                   {"width": float("inf")}, {"compression": float("nan")}])
+                                   {"width": float("inf")}, {"compression": float("nan")}, {"width": 0}, {"width": -1},
+                                   {"train_images": 0}, {"train_images": -5}, {"batch_size": 0}, {"score_images": 0},
+                                   {"learning_rate": 0}, {"epochs": -1}])
 def test_a_cell_that_means_nothing_is_refused(wrong):
     fields = dict(dataset="digits", model="cnn", method="Random", compression=2, seed=0, epochs=1, learning_rate=0.1)
     with pytest.raises(UserError):
@@ -420,8 +443,8 @@ def test_a_method_of_many_rounds_sees_the_scoring_batch_of_its_cell(monkeypatch)
     images = experiment.images_of(cell)
     model = experiment.network(cell, images)
     by_hand = pruning.masks(model, "IterSNIP", *experiment.scoring_batch(cell, images), cell.compression)
-    assert experiment.run(cell).report["digest"] == experiment.digest(by_hand)
+    assert experiment.run(cell).report["digest"] == pruning.digest(by_hand)
     kept = pruning.kept_count(model, cell.compression)
     batch = experiment.scoring_batch(cell, images)
     looked_at = collapse.masks_keeping(model, methods.get("IterSNIP"), None, kept, batch)
-    assert experiment.digest(looked_at) == experiment.digest(by_hand)
+    assert pruning.digest(looked_at) == pruning.digest(by_hand)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import audit, execution, experiment, notebook, sweep, tables
+from lib import audit, execution, experiment, notebook, pruning, sweep, tables
 from lib.profile import DRAWN, NOTEBOOKS, Profile, load, outputs
 from lib.scorers import SCORERS
 from lib.scorers.common import weights
@@ -160,7 +160,7 @@ def example():
 def test_pictures_show_the_masks_of_the_cells(example, method):
     cell = next(cell for cell in Profile(**TINY).cells([method]) if cell.method == method)
     masks = experiment.masks_of(cell, experiment.network(cell, example.images), example.images)
-    assert experiment.digest(example.masks(method, [4])[4]) == experiment.digest(masks)
+    assert pruning.digest(example.masks(method, [4])[4]) == pruning.digest(masks)
 
 
 @pytest.mark.parametrize("method", ["GlobalGrad", "OBD", "SNIP", "GraSP"])

@@ -78,6 +78,20 @@ def test_a_loss_that_is_none_is_within_nothing():
     assert table.body.iloc[0]["losses within theirs"] == "0 of 1"
 
 
+def test_a_record_that_shows_anothers_training_is_left_out():
+    shown = record("bf16", [10, 41, 45, 90], seed=44)
+    shown.run["trained_as"] = "Dense"
+    alone = precision.comparison([EXACT, OWN, OTHERS[0]])
+    assert precision.comparison([EXACT, OWN, OTHERS[0], shown]).caption == alone.caption
+    served = record("float32", [10, 40, 44, 47])
+    served.run["trained_as"] = "Dense"
+    assert len(precision.comparison([served, OWN]).body) == 0
+
+
+def test_what_diverged_before_the_first_epoch_is_left_out():
+    assert len(precision.comparison([record("float32", [10]), OWN]).body) == 0
+
+
 def test_networks_are_judged_apart():
     other = {"model": "vgg16"}
     amid = [record("bf16", [10, 41, 45, 47 + of], seed=42 + of) for of in range(2)]

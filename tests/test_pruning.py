@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -615,6 +615,32 @@ def test_any_input_passes_wherever_the_pooling_stands():
         audited(nn.MaxPool2d(2, dilation=2, stride=2), shared)
 
 
+@pytest.mark.parametrize("pool, message", [
+    (lambda images: images.flatten(2).max(-1).values, "follow max"), (lambda images: images.flatten(2).max(dim=2)[0], "max"),
+    (lambda images: torch.max(images.flatten(2), 2)[0], "max"), (lambda images: images.amin((2, 3)), "amin"),
+    (lambda images: images.flatten(2).topk(1).values[..., 0], "topk"),
+    (lambda images: functional.max_pool2d(images, 6, return_indices=True)[0].flatten(1), "max_pool2d with indices")])
+def test_a_function_that_chooses_one_signal_is_refused_in_the_audit(pool, message):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Functional(pool), nn.Linear(4, 4), nn.ReLU(),
+                        nn.Linear(4, 2))
+    net.input_shape = (1, 6, 6)
+    with pytest.raises(UserError, match=f"does not .*{message}"):
+        pruning.report(net, pruning.masks(net, "GlobalMag", None, None, 1.2))
+
+
+def test_functions_that_hand_on_the_largest_signals_are_followed():
+    def audited(pool):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Functional(pool), nn.Linear(4, 4), nn.ReLU(),
+                            nn.Linear(4, 2))
+        net.input_shape = (1, 6, 6)
+        found = {name: torch.rand(weight.shape, generator=seeded()) < 0.4 for name, weight in pruning.prunable(net).items()}
+        return pruning.report(net, found).effective_kept
+
+    mean = audited(lambda images: images.mean((2, 3)))
+    assert mean > 10 and audited(lambda images: images.amax((2, 3))) == mean
+    assert audited(lambda images: torch.max(images, images).mean((2, 3))) == mean
+
+
 @pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.PReLU(4),
                                    nn.BatchNorm2d(4), nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Dropout2d(0.5),
                                    nn.RMSNorm(3), nn.LayerNorm(3)])
@@ -771,6 +797,31 @@ def test_rounds_of_a_score_with_data_score_the_pruned_network_again():
     assert not same(found, pruning.masks(net, methods.Method("OnceSNIP", "snip"), *batch, 2))
 
 
+def test_rounds_of_a_calibrated_score_are_calibrated_to_what_is_left(monkeypatch):
+    net, seen = Residual(), []
+    images = torch.randn(12, 1, 4, 4, generator=seeded())
+
+    def score(pruned, inputs, targets):
+        seen.append((copy.deepcopy(pruned.bn2.running_mean), copy.deepcopy(pruned)))
+        return pruning.SCORERS["magnitude"](pruned, None, None)
+
+    monkeypatch.setitem(pruning.SCORERS, "mine", score)
+    pruning.masks(net, methods.Method("Mine", "mine", rounds=3, mode="calibrated"), images, torch.arange(12) % 3, 2)
+    assert len(seen) == 3 and not torch.equal(seen[0][0], seen[1][0])
+    for mean, pruned in seen:
+        pruning.set_mode(pruned, "calibrated", images)
+        assert torch.equal(mean, pruned.bn2.running_mean)
+
+
+def test_a_partial_function_is_a_score_of_ones_own(monkeypatch):
+    monkeypatch.setitem(pruning.SCORERS, "warm", partial(pruning.SCORERS["grasp"], temperature=1.0))
+    net, data = narrow("cnn"), batch(narrow("cnn"))
+    found = pruning.masks(net, methods.Method("Warm", "warm"), *data, 4)
+    kept = pruning.score(net, methods.get("GraSP"), *data, seeded())
+    assert sum(int(mask.sum()) for mask in found.values()) == pruning.kept_count(net, 4) and found.keys() == kept.keys()
+    assert not all(torch.equal(mask, other) for mask, other in zip(found.values(), masks(net, "GraSP").values()))
+
+
 def test_scores_of_many_rounds_are_checked_too(monkeypatch):
     monkeypatch.setitem(pruning.SCORERS, "mine", lambda model, inputs, targets: {
         name: torch.ones(3) for name in weights(model)})
@@ -867,6 +918,14 @@ def test_the_report_counts_masks_and_the_released_count_values():
     biases = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))  # 0 at initialisation
     values = free(model) - biases + sum(kept.values()) - kept["conv1.weight"]
     assert audit.compression_released == total(model) / values
+
+
+def test_a_network_of_which_nothing_is_left_has_a_report():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Conv2d(2, 3, 2, bias=False), nn.Flatten())
+    net.input_shape = (1, 4, 4)
+    nothing = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(net).items()}
+    found = pruning.report(net, nothing)
+    assert found.collapsed and found.compression == found.effective_compression == found.parameters == 42
 
 
 def test_resnet110_does_not_overflow():
@@ -983,7 +1042,8 @@ def test_a_method_may_be_a_row_of_ones_own():
 @pytest.mark.parametrize("wrong", [
     {"score": "magnitud"}, {"scope": "Layer"}, {"init": "xavier"}, {"mode": "evaluate"}, {"selection": "quantil"},
     {"rounds": 0}, {"rounds": 3, "scope": "layer"}, {"rounds": 3, "selection": "quantile"},
-    {"rounds": 3, "score": "random"}, {"rounds": 2.5}])
+    {"rounds": 3, "score": "random"}, {"rounds": 2.5}, {"selection": "bernoulli", "score": "magnitude"},
+    {"selection": "bernoulli", "score": "random", "scope": "layer"}])
 def test_a_row_that_means_nothing_is_refused(wrong):
     with pytest.raises(UserError, match=f"Mine.*{next(iter(wrong.values()))}"):
         methods.Method(**{"name": "Mine", "score": "magnitude"} | wrong)

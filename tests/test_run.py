@@ -628,7 +628,10 @@ def test_what_answers_most_is_computed_first():
 def test_estimates_count_operations_by_hand():
     cell = Cell("digits", "cnn", "Random", 4, 1, 2, 0.01, train_images=100)
     forward = 2 * (24 * 24 * 20 * 25 + 8 * 8 * 50 * 500 + 800 * 500 + 500 * 10)   # Table 4.1, 2 for each weight's use
-    assert estimate.flops(cell) == (3 * 100 * 2 + 10_000 * 3) * forward
+    assert estimate.flops(cell) == (3 * 100 * 2 + 355 * 3) * forward
+    whole = dataclasses.replace(cell, train_images=None)
+    assert estimate.flops(whole) == (3 * 1442 * 2 + 355 * 3) * forward
+    assert estimate.flops(dataclasses.replace(whole, dataset="mnist")) == (3 * 60_000 * 2 + 10_000 * 3) * forward
     assert estimate.flops(dataclasses.replace(cell, epochs=0)) == 0
     found = estimate.of([cell, dataclasses.replace(cell, epochs=0)])["digits/cnn"]
     assert found.flops == estimate.flops(cell) and 0 < found.seconds < 1000

@@ -202,6 +202,13 @@ def test_the_curvature_is_computed_once_for_both_readings_and_anew_for_anything_
         next(net.buffers()).add_(1e-12)
     assert computed(net, images, labels) == 1
     assert computed(net.float(), images.float(), labels) == 1
+    handle = net[1].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    assert computed(net, images.float(), labels) == 1
+    handle.remove()
+    net.register_buffer("scale", torch.ones(1), persistent=False)
+    assert computed(net, images.float(), labels) == 1
+    net.scale.mul_(10)
+    assert computed(net, images.float(), labels) == 1
 
 
 class Skipping(nn.Sequential):
@@ -232,6 +239,15 @@ def test_eval_mode_is_the_scorers_own_affair(score):
     net = make("batchnorm")
     evaluating, training = scored(score, net), scored(score, net.train())
     assert all(torch.equal(evaluating[key], training[key]) for key in evaluating)
+
+
+def test_one_image_is_enough_where_batchnorm_takes_its_stored_statistics():
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
+    images, labels = torch.randn(1, 4), torch.tensor([1])
+    assert SCORERS["obd"](net, images, labels)["0.weight"].shape == (5, 4)
+    for name in ("gradient", "activation", "grasp", "grasp_run"):
+        with pytest.raises(UserError, match="no variance"):
+            SCORERS[name](net, images, labels)
 
 
 @pytest.mark.parametrize("score", sorted(set(SCORERS) - {"random"}))

@@ -1,5 +1,6 @@
 """Sweeps: the same store however many work at it; failures, budgets and kills lose nothing that was finished."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -281,14 +282,29 @@ def test_what_would_not_end_within_the_budget_is_not_started(store, monkeypatch,
     assert executor.tasks == [(cell,) for cell in SHORT[:2]]   # a third, of 10 seconds as the others, would end at 30
 
 
-def test_what_the_store_says_would_not_end_within_the_budget_is_not_started(store, fill):
+def test_what_the_store_says_would_not_end_within_the_budget_is_not_started(store, fill, monkeypatch):
     fill(store, SHORT[:1])
     record = next(iter(store.records.values()))
     record.run["seconds"] = 1000
     assert fill(store, SHORT, budget=100) == [] and len(store) == 1
+    monkeypatch.setattr(experiment, "device_name", {"cpu": "cpu", "cuda": "a card"}.get)
     record.run["device"] = "a card"     # says nothing of a processor
+    assert sweep._seen(store, "cpu") == {} and list(sweep._seen(store, "cuda").values()) == [1000]
     fill(store, SHORT, budget=100)
     assert len(store) == len(SHORT)
+
+
+def test_what_is_too_long_does_not_hold_up_what_would_end(store, fill):
+    fill(store, [LONGER := replace(CELL, epochs=2)])
+    next(iter(store.records.values())).run["seconds"] = 1000
+    assert fill(store, [replace(LONGER, seed=2), *SHORT], budget=100) == []
+    assert {record.cell for record in store.records.values()} == {LONGER, *SHORT}
+
+
+def test_masks_of_two_methods_are_of_two_kinds():
+    dear, cheap, same = (replace(MASKS[0], method=method, seed=seed) for method, seed in
+                         (("OBD", 1), ("GlobalMag", 1), ("GlobalMag", 2)))
+    assert len({sweep._kind((cell,)) for cell in (dear, cheap, same)}) == 2
 
 
 def test_cells_that_differ_in_method_and_compression_only_train_together(store, fill):
@@ -318,6 +334,13 @@ def test_a_group_that_fails_costs_itself_and_nothing_else(store, monkeypatch, fi
     failures = fill(store, SHORT, stack=2)
     assert len(failures) == 2 and all("the device is gone" in line for line in failures)
     assert set(store.records) == {cell.key for cell in SHORT[2:]}
+
+
+def test_a_cell_at_fault_costs_its_group_nothing(store, fill):
+    bad = replace(SHORT[0], compression=1000)
+    [failure] = fill(store, [*SHORT[:3], bad], stack=4)
+    assert failure.startswith(f"{bad}: Compression 1000 is out of reach")
+    assert set(store.records) == {cell.key for cell in SHORT[:3]}
 
 
 def test_a_killed_worker_is_a_sentence_and_loses_no_finished_cell(store, fill):
@@ -438,6 +461,48 @@ def ends(process):
     rest, _ = process.communicate(timeout=60)
     assert time.monotonic() - began < 8
     return len(rest.splitlines())
+
+
+class Waiting(Executor):
+    """A caller's executor: the first task is interrupted, the others wait."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, function, *arguments):
+        future = Future()
+        if not self.futures:
+            future.set_result(function(*arguments))
+        self.futures.append(future)
+        return future
+
+
+def test_an_interruption_recalls_what_a_callers_executor_has_not_begun(store, fill):
+    def say(line):
+        raise KeyboardInterrupt
+
+    executor = Waiting()
+    with pytest.raises(KeyboardInterrupt):
+        fill(store, SHORT, executor=executor, say=say)
+    assert [future.cancelled() for future in executor.futures] == [False] + [True] * (len(SHORT) - 1)
+
+
+def test_an_interruption_stops_no_process_that_is_none_of_the_sweeps(store, root):
+    def say(line):
+        raise KeyboardInterrupt
+
+    mine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    mine.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(MASKS[:1] + LONG, store, workers=2, data_root=root, say=say)
+        deadline = time.monotonic() + 60
+        while multiprocessing.active_children() != [mine] and time.monotonic() < deadline:   # they take a moment to end
+            time.sleep(0.1)
+        assert multiprocessing.active_children() == [mine] and mine.is_alive()
+    finally:
+        mine.kill()
+        mine.join()
 
 
 def interrupt(process):

@@ -271,8 +271,12 @@ def test_evaluation_is_in_eval_mode_and_training_in_train_mode():
 
 
 @pytest.mark.parametrize("count, used", [(TRAIN, TRAIN), (128 + 1, 128)])     # a chunk of one image is left out
-def test_a_network_with_dropout_and_batchnorm_is_tested_again_with_statistics_collected_without_dropout(count, used):
-    net, data = network(dropout=True), images(train=count)
+@pytest.mark.parametrize("channels", [False, True])
+def test_a_network_with_dropout_and_batchnorm_is_tested_again_with_statistics_collected_without_dropout(count, used,
+                                                                                                       channels):
+    net, data = network(dropout=not channels), images(train=count)
+    if channels:
+        net = chain(batchnorm=True).insert(1, nn.Dropout2d(0.5))   # of whole channels
     history = train(net, data)
     assert ["recollected" in entry for entry in history] == [False, False, True]
     before = values(net)
@@ -424,6 +428,31 @@ def test_a_damaged_checkpoint_is_named(checkpoint, content):
     checkpoint.write_bytes(content)
     with pytest.raises(UserError, match="cell.pt is no checkpoint of this training.*delete it"):
         train(network(), checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 99.0}, {"batch_size": 25}, {"precision": "bf16"}, {"epochs": 1},
+                                    {"masks": "others"}])
+def test_a_checkpoint_of_another_training_is_refused(checkpoint, change):
+    with pytest.raises(Stopped):
+        train(network(), epochs=4, checkpoint=checkpoint, said=stop_after(3))
+    net = network()
+    if "masks" in change:
+        change = {"masks": pruning.masks(net, "GlobalMag", None, None, 1.5)}
+    with pytest.raises(UserError, match="is no checkpoint of this training .it is of other masks"):
+        train(net, **{"epochs": 4, "checkpoint": checkpoint} | change)
+    assert len(train(network(), epochs=6, checkpoint=checkpoint)) == 7   # more epochs are the same training
+
+
+def test_a_resumed_training_says_how_long_it_had_taken_before(checkpoint, monkeypatch):
+    with pytest.raises(Stopped):
+        train(network(), epochs=4, checkpoint=checkpoint, said=stop_after(3))
+    content = torch.load(checkpoint, weights_only=True)
+    assert 0 < content["seconds"] < 60
+    torch.save(content | {"seconds": 1000.0}, checkpoint)
+    with pytest.raises(Stopped):
+        train(network(), epochs=5, checkpoint=checkpoint, said=stop_after(4))
+    assert 1000 < torch.load(checkpoint, weights_only=True)["seconds"] < 1060
+    assert train(network(), epochs=5, checkpoint=checkpoint).before > 1000 and train(network()).before == 0
 
 
 def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_training(checkpoint, monkeypatch):

@@ -52,8 +52,10 @@ def classifier(model: nn.Module) -> str | None:
 def call(model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor], transform: Callable = torch.clone) -> Tensor:
     """The model's output with `parameters` in place of its own, and `transform`ed copies of its buffers.
 
-    BatchNorm in train mode writes to its buffers; here it writes to the copies, so the model stays as it was.
+    BatchNorm in train mode writes to its buffers; here it writes to the copies, so the model stays as it was. Raises
+    `UserError` as `check_batchnorm` does.
     """
+    check_batchnorm(model, len(inputs))
     buffers = {name: transform(buffer) for name, buffer in model.named_buffers()}
     return torch.func.functional_call(model, (parameters, buffers), (inputs,))
 
@@ -120,11 +122,12 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
     """
 
     def decorate(function: Callable[..., Scores]) -> Callable[..., Scores]:
+        what = getattr(function, "__name__", "given")   # a functools.partial has no name
+
         @wraps(function)
         def scored(model: nn.Module, inputs: Tensor | None, targets: Tensor | None, **options) -> Scores:
             if data:
                 check_batch(model, inputs, targets)
-                check_batchnorm(model, len(inputs))
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
             try:
                 with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
@@ -136,9 +139,9 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 raise
             if data:
                 _hand_back_memory()
-            _check_tensors(function.__name__, scores)
+            _check_tensors(what, scores)
             if finite:
-                _check_finite(function.__name__, scores)
+                _check_finite(what, scores)
             return scores
 
         scored.data = data

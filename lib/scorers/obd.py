@@ -20,7 +20,7 @@ CHUNK, AT_ONCE = 320, 4
 # Modules that curve. (What a `forward` does by functions alone, nobody can see from outside.)
 SMOOTH = (nn.Tanh, nn.Tanhshrink, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softmax,
           nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.LPPool1d, nn.LPPool2d,
-          nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
+          nn.GLU, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
 
 @scorer()
@@ -54,11 +54,13 @@ def _saliency(model: nn.Module, inputs: Tensor, formula: Callable[[Tensor, Tenso
 
 
 def _digest(model: nn.Module, inputs: Tensor) -> str:
-    """Tells inputs apart, and networks of the same classes, to the bit: by their values and by their settings, such as a
-    flag that `forward` asks for."""
-    settings = [{name: value for name, value in vars(module).items() if name[0] != "_"} for module in model.modules()]
+    """Tells inputs apart, and networks of the same classes, to the bit: by their values, by their settings, such as a flag
+    that `forward` asks for, and by their hooks."""
+    settings = [{name: value for name, value in vars(module).items() if name[0] != "_"}
+                | {"hooks": [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]}
+                for module in model.modules()]
     digest = hashlib.sha256(f"{model} {settings} {inputs.dtype} {inputs.device}".encode())
-    for name, tensor in [*model.state_dict().items(), ("inputs", inputs)]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers(), ("inputs", inputs)]:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
