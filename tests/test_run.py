@@ -142,6 +142,16 @@ def test_a_budget_of_nothing_computes_nothing_and_renders(house, capsys):
     assert "good: executed" in (said := capsys.readouterr().out) and "needs: left out: 3 of its cells" in said
 
 
+@pytest.mark.parametrize("budget, spent, left", [(60, 25, [60, 35]), (60, 100, [60, 0]), (None, 25, [None, None]),
+                                                 (0, 25, [0, 0])])
+def test_cells_and_studies_share_one_budget(house, monkeypatch, budget, spent, left):
+    given, now = [], iter([100, 100 + spent])
+    monkeypatch.setattr(run, "compute", lambda missing, store, options, budget, work=None: given.append(budget) or [])
+    monkeypatch.setattr(run, "time", mock.Mock(monotonic=lambda: next(now)))
+    options = run.parser().parse_args(["quick"] + (["--budget", str(budget)] if budget is not None else []))
+    assert run.fill(profile.load("quick"), [run.AUDIT], options) == [] and given == left
+
+
 def test_a_budget_of_nothing_takes_no_data(house, tmp_path):
     notebook("needs", "1")
     profile.NOTEBOOKS["needs"] = ("Random",)
