@@ -67,10 +67,11 @@ class Cell:
             raise UserError(f"{self.method} is the unpruned network: its compression is 1, not {self.compression:g}.")
         if not (math.isfinite(self.learning_rate) and math.isfinite(self.width)):
             raise UserError(f"Learning rate and width must be finite, not {self.learning_rate} and {self.width}.")
-        counts = self.batch_size, self.score_images, 1 if self.train_images is None else self.train_images
-        if self.epochs < 0 or min(counts) < 1 or not (self.learning_rate > 0 and self.width > 0):
-            raise UserError("Epochs may not be negative; batch size, images, learning rate and width must be positive: "
-                            f"{vars(self)}.")
+        if self.epochs < 0:
+            raise UserError(f"The epochs of a cell may not be negative, as {self.epochs} is.")
+        for name in ("batch_size", "score_images", "train_images", "learning_rate", "width"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UserError(f"The {name.replace('_', ' ')} of a cell must be positive, not {value}.")
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lib import UserError
-from lib.scorers.common import evaluating, idle, input_shape, weight_name, weights
+from lib.scorers.common import input_shape, weights
 
 
 @torch.enable_grad()
@@ -37,22 +37,41 @@ def on_path(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: masks[name] & (gradient > 0) for name, gradient in zip(masks, gradients)}
 
 
+@torch.enable_grad()
 def check_understood(model: nn.Module) -> None:
     """Raises `UserError` where the search finds a weight of the unpruned network, at no position of its kernel, on a path,
-    although its layer is called: then the network does what the search does not follow, such as arithmetic that can make a
-    signal negative."""
+    although the network's output depends on it: then the network does what the search does not follow, such as arithmetic
+    that can make a signal negative. (On a weight of a layer that is never called, or that only ever meets padding, nothing
+    depends.)"""
     whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights(model).items()}
-    lost = [name for name, found in on_path(model, whole).items()
-            if not (found.flatten(2).any(-1) if found.dim() > 2 else found).all()]
-    if lost:
-        like = next(model.parameters())
-        with evaluating(model):
-            unused = idle(model, torch.ones(1, *input_shape(model), dtype=like.dtype, device=like.device))
-        lost = [name for name in lost if name not in map(weight_name, unused)]
+    anywhere = lambda found: found.flatten(2).any(-1) if found.dim() > 2 else found
+    lost = {name: ~anywhere(found) for name, found in on_path(model, whole).items() if not anywhere(found).all()}
+    felt = _felt(model) if lost else {}
+    lost = [name for name, where in lost.items() if (where & anywhere(felt[name])).any()]
     if lost:
         raise UserError(f"The audit finds no path through all of {lost[0]} although nothing is pruned: it does not follow "
                         "what the network's forward does, such as a subtraction. Normalise images before the network, and "
                         "use modules of torch.nn.")
+
+
+def _felt(model: nn.Module) -> dict[str, Tensor]:
+    """Weight name -> bool, of its shape: does the network's own output, with random weights and images and no biases, depend
+    on it?"""
+    network, draw = copy.deepcopy(model).double().eval().requires_grad_(), torch.Generator().manual_seed(0)
+    chosen, device = weights(network), next(network.parameters()).device
+    random = lambda shape: torch.randn(shape, generator=draw, dtype=torch.float64).to(device)
+    for module in network.modules():   # stored means are biases too
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in chosen:
+                parameter.copy_(random(parameter.shape) * (2 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.fill_(not name.endswith("bias"))   # norms of 1, also where they begin at 0
+    logits = network(random((8, *input_shape(model))))
+    gradients = torch.autograd.grad((logits * random(logits.shape)).sum(), list(chosen.values()), materialize_grads=True)
+    return {name: gradient != 0 for name, gradient in zip(chosen, gradients)}
 
 
 # What hands on each signal that there is, and makes none: norms (_NormBase: BatchNorm and InstanceNorm), dropout, ReLU, and

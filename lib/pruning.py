@@ -51,8 +51,7 @@ def kept_count(model: nn.Module, compression: float) -> int:
     if not (isinstance(compression, Real) and math.isfinite(compression) and compression >= 1):
         raise UserError(f"The compression must be a number of at least 1, not {compression!r}.")
     total, layers, fixed = totals(model)
-    if not layers:
-        raise UserError("The network has nothing to prune: no Conv2d and no Linear but its last one, the classifier.")
+    _check_prunable(layers)
     kept = round(total / compression) - fixed
     if kept < layers:
         largest = math.floor(10 * largest_compression(model)) / 10
@@ -61,6 +60,11 @@ def kept_count(model: nn.Module, compression: float) -> int:
             f"leave fewer than one weight for each of the {layers} prunable layers. The largest is {largest:g}."
         )
     return kept
+
+
+def _check_prunable(layers: int) -> None:
+    if not layers:
+        raise UserError("The network has nothing to prune: no Conv2d and no Linear but its last one, the classifier.")
 
 
 def largest_compression(model: nn.Module) -> float:
@@ -76,6 +80,7 @@ def totals(model: nn.Module) -> tuple[int, int, int]:
     return total, len(sizes), total - sum(sizes)
 
 
+@torch.inference_mode(False)
 def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets: Tensor | None, compression: float,
           generator: torch.Generator | None = None) -> Masks:
     """Prunable parameter name -> bool mask of the weight's shape, True = kept. The model is untouched.
@@ -96,6 +101,7 @@ def masks(model: nn.Module, method: Method | str, inputs: Tensor | None, targets
     return select(model, method, score(model, method, inputs, targets, generator), compression, generator)
 
 
+@torch.inference_mode(False)
 def score(model: nn.Module, method: Method, inputs: Tensor | None, targets: Tensor | None,
           generator: torch.Generator) -> Scores:
     """Prunable parameter name -> score, of the weight's shape, float64 or float32 (see `as_scored`; `lamp`, `synflow`, `obd`
@@ -316,8 +322,9 @@ def _threshold(scores: Tensor, density: float) -> float:
 def apply(model: nn.Module, masks: Masks) -> None:
     """Zeroes the pruned weights, in place; their gradients are zeroed from now on, so they stay exactly 0.
 
-    That holds under any optimiser that moves a weight by its gradients and its own value, as long as the gradients
-    are finite, and for this model: call `apply` on a copy.deepcopy of it again. Masks that were applied before hold no
+    That holds under any optimiser that moves a weight by its gradients since then and its own value (momentum of before
+    would move it: make a new one), as long as the gradients are finite, and for this model: call `apply` on a copy.deepcopy
+    of it again. Masks that were applied before hold no
     longer: a weight that these keep is trained again, from the value that it has. Raises `UserError` where a mask does not
     fit the model.
     """
@@ -346,7 +353,9 @@ def check(model: nn.Module, masks: Masks) -> None:
     given = {name: tuple(mask.shape) for name, mask in masks.items()}
     if expected != given:
         odd = next(name for name in expected | given if expected.get(name) != given.get(name))
-        raise UserError(f"The masks do not fit the model: {odd} is {given.get(odd)}, it should be {expected.get(odd)}.")
+        raise UserError("The masks do not fit the model: " + (
+            f"there is none for {odd}." if odd not in given else f"{odd} is no prunable weight of it." if odd not in expected
+            else f"{odd} is {given[odd]}, it should be {expected[odd]}."))
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise UserError(f"The masks do not fit the model: {name} is {mask.dtype}, it should be bool, True for kept.")
@@ -367,13 +376,15 @@ class Report:
     effective_compression: float  # N / (F + effective_kept)
 
 
+@torch.inference_mode(False)
 def report(model: nn.Module, masks: Masks) -> Report:
     """Audits masks on a model at initialisation; the model is untouched. Its `input_shape` must say what one image is, such
-    as (3, 32, 32). Raises `UserError` for masks that do not fit and for a network that the search of paths does not
-    understand (`paths.check_understood`)."""
+    as (3, 32, 32). Raises `UserError` for masks that do not fit, a network with nothing to prune, and one that the search of
+    paths does not understand (`paths.check_understood`)."""
     check(model, masks)
+    total, layers, fixed = totals(model)
+    _check_prunable(layers)
     check_understood(model)
-    total, _, fixed = totals(model)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     connected = {name: int(mask.sum()) for name, mask in on_path(model, masks).items()}
     values = sum(int(((masks[name] & (value != 0)) if name in masks else (value != 0)).sum())

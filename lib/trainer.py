@@ -138,10 +138,11 @@ def recollect(learners: list[Learner], data: Data) -> None:
 
 @contextmanager
 def conditions(data: Data, precision: str) -> Iterator[None]:
-    """What all training happens in: global generators, which dropout draws from, that are left as they are found, and on a
-    card sums in an order that does not change; its float32 is rounded to ten bits in the tests of bf16 alone."""
+    """What all training happens in: gradients, also inside of `no_grad`; global generators, which dropout draws from, that
+    are left as they are found; and on a card sums in an order that does not change, with float32 rounded to ten bits in the
+    tests of bf16 alone."""
     images = data.train_images
-    with (torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+    with (torch.enable_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
           torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=precision == "bf16")):
         yield
 
@@ -157,6 +158,8 @@ def check(model: nn.Module, data: Data, epochs: int, learning_rate: float, batch
     check_precision(precision)
     if (dtype := next(model.parameters()).dtype) != torch.float32:
         raise UserError(f"The network is {dtype}: training takes float32, as in model.float().")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("All parameters of the network are frozen: model.requires_grad_() thaws them.")
     for what, images, labels in (("training", data.train_images, data.train_labels),
                                  ("test", data.test_images, data.test_labels)):
         if images.dtype != torch.uint8 or not 0 < len(images) == len(labels):

@@ -433,7 +433,7 @@ def test_training_starts_from_the_networks_own_weights():
                                    {"learning_rate": 0}, {"epochs": -1}])
 def test_a_cell_that_means_nothing_is_refused(wrong):
     fields = dict(dataset="digits", model="cnn", method="Random", compression=2, seed=0, epochs=1, learning_rate=0.1)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="(?i)" + next(iter(wrong)).replace("_", " ").replace("method", "unpruned")):
         Cell(**fields | wrong)
 
 

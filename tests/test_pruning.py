@@ -863,7 +863,7 @@ class Odd(Residual):
 
 @pytest.mark.parametrize("arithmetic", [
     {"before": lambda images: (images - 127.5) / 58}, {"after": lambda logits: -logits},
-    {"before": lambda images: -images}, {"after": lambda logits: logits * 0}])
+    {"before": lambda images: -images}, {"before": lambda images: torch.relu(-images) - images}])
 def test_a_network_that_the_audit_does_not_follow_is_refused(arithmetic):
     net = Odd(**arithmetic)
     with pytest.raises(UserError, match="does not follow"):
@@ -880,6 +880,57 @@ def test_functions_that_hand_on_each_signal_are_followed_like_modules(after):
         Odd(after=lambda logits: logits), found)
     empty = found | {"conv1.weight": torch.zeros_like(found["conv1.weight"])}
     assert pruning.report(Odd(after=lambda logits: after(logits, **ends)), empty).collapsed
+
+
+def whole(net):
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in pruning.prunable(net).items()}
+
+
+def test_a_weight_on_which_nothing_depends_is_on_no_path_and_no_reason_to_refuse():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3),
+                        nn.ReLU(), nn.Linear(3, 2))
+    net.input_shape = (1, 4, 4)
+    nn.init.uniform_(net[1].running_mean)
+    nn.init.uniform_(net[1].bias)
+    assert pruning.report(net, whole(net)).effective_kept == 2 + 3 * 2 * 16   # the border of 20 of 36 sees padding alone
+    with torch.no_grad():   # and whatever the network's own values are
+        assert pruning.report(net.requires_grad_(False), whole(net)).effective_kept == 98
+    silent = Odd(after=lambda logits: logits * 0)
+    assert pruning.report(silent, whole(silent)).collapsed
+
+
+def test_a_signal_that_some_weights_alone_do_not_get_is_refused():
+    net = nn.Sequential(Functional(lambda images: torch.cat([images, -images], 1)), nn.Conv2d(2, 2, 3), nn.ReLU(),
+                        nn.Flatten(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2))
+    net.input_shape = (1, 4, 4)
+    with pytest.raises(UserError, match="no path through all of 1.weight"):
+        pruning.report(net, whole(net))
+
+
+def test_nothing_to_prune_is_nothing_to_report():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net.input_shape = (1, 2, 2)
+    with pytest.raises(UserError, match="nothing to prune"):
+        pruning.report(net, {})
+
+
+@pytest.mark.parametrize("method", ["GlobalGrad", "GraSP", "SynFlow", "OBD", "LAMP"])
+def test_masks_and_their_report_are_the_same_in_inference_mode(method):
+    net, data = narrow("cnn"), batch(narrow("cnn"))
+    expected = masks(net, method)
+    with torch.inference_mode():
+        found = pruning.masks(net, METHODS[method], *data, 4, seeded())
+        assert same(found, expected) and not pruning.report(net, found).collapsed
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda found: found.pop("0.weight"), "there is none for 0.weight"),
+    (lambda found: found.update(odd=found["0.weight"]), "odd is no prunable weight"),
+    (lambda found: found.update({"0.weight": found["0.weight"][:1]}), "it should be")])
+def test_a_mask_too_few_too_many_or_of_another_shape_is_named(change, message):
+    change(found := whole(net := chain()))
+    with pytest.raises(UserError, match=message):
+        pruning.apply(net, found)
 
 
 def test_random_scores_have_one_round():

@@ -241,6 +241,13 @@ def test_eval_mode_is_the_scorers_own_affair(score):
     assert all(torch.equal(evaluating[key], training[key]) for key in evaluating)
 
 
+def test_a_single_class_has_no_curvature():
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)).eval()
+    for name in ("obd", "obd_run"):
+        scores = SCORERS[name](net, torch.randn(4, 1, 2, 2), torch.zeros(4, dtype=torch.long))
+        assert scores.keys() == weights(net).keys() and not any(score.any() for score in scores.values())
+
+
 def test_one_image_is_enough_where_batchnorm_takes_its_stored_statistics():
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
     images, labels = torch.randn(1, 4), torch.tensor([1])

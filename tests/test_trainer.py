@@ -351,6 +351,14 @@ def test_images_and_labels_that_cannot_be_trained_on_are_refused_before_anything
     assert torch.equal(values(net), before)
 
 
+def test_a_frozen_network_is_refused_and_no_grad_around_does_not_matter():
+    with pytest.raises(UserError, match="frozen"):
+        train(network().requires_grad_(False))
+    expected = train(network())
+    with torch.no_grad():
+        assert train(network()) == expected
+
+
 @pytest.mark.parametrize("generator", [None, 42])
 def test_without_a_generator_nothing_is_trained(generator):
     with pytest.raises(UserError, match="needs a torch.Generator"):

@@ -130,7 +130,7 @@ def scorer(data: bool = True, finite: bool = True) -> Callable:
                 check_batch(model, inputs, targets)
                 inputs = inputs.to(next(iter(weights(model).values())).dtype)
             try:
-                with torch.enable_grad():   # whoever asks for scores inside of `no_grad`
+                with torch.inference_mode(False), torch.enable_grad():   # whoever asks for scores inside of `no_grad`
                     scores = function(model, inputs, targets, **options)
             except (KeyError, RuntimeError) as error:
                 if data and (unused := idle(model, inputs)):

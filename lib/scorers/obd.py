@@ -78,7 +78,9 @@ def diagonal(model: nn.Module, inputs: Tensor) -> Scores:
     than once.
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights(model).items()}
-    chunks = inputs.split(max(1, CHUNK // _check(model)))
+    if (classes := _check(model)) == 1:   # whatever the weights are, the one class has p = 1
+        return sums
+    chunks = inputs.split(max(1, CHUNK // classes))
     for squares in _each(lambda chunk: _squared_gradients(copy.deepcopy(model), chunk), chunks):
         for name, total in sums.items():
             total += squares[name]
