@@ -87,8 +87,9 @@ def frame(records: Iterable, cells: Iterable | None = None) -> pd.DataFrame:
 
 
 def _row(cell, record) -> dict:
-    base, _, suffix = cell.method.partition("@")
-    row = dataclasses.asdict(cell) | {"base": base, "reading": suffix if suffix in READINGS else "published"}
+    method = methods.get(cell.method)
+    row = dataclasses.asdict(cell) | {
+        "base": method.base, "reading": method.reading if method.reading in READINGS else "published"}
     if record is None:
         return row | {"done": False}
     report, run = record.report, record.run

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import figures, tables
+from lib import figures, methods, tables
 from lib.data import at_chance, constant_answer
 from lib.tables import network_label
 
@@ -20,8 +20,8 @@ _COLUMNS = ["dataset", "model", "method", "base", "reading", "compression", "see
 def histories(records: Iterable, cells: Iterable) -> pd.DataFrame:
     """One row per epoch of each of these cells that has a record: top-1 in percent of all test images, plainly."""
     found = {record.key: record for record in records}
-    rows = [{"dataset": cell.dataset, "model": cell.model, "method": cell.method, "base": cell.method.partition("@")[0],
-             "reading": cell.method.partition("@")[2] or "published", "compression": cell.compression, "seed": cell.seed,
+    rows = [{"dataset": cell.dataset, "model": cell.model, "method": cell.method, "base": methods.get(cell.method).base,
+             "reading": methods.get(cell.method).reading, "compression": cell.compression, "seed": cell.seed,
              "learning_rate": cell.learning_rate, "epochs": cell.epochs, "epoch": epoch["epoch"],
              "top1": 100 * epoch["top1"] / found[cell.key].test_images}
             for cell in cells if cell.key in found for epoch in found[cell.key].history]
