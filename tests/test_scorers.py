@@ -248,6 +248,16 @@ def test_a_single_class_has_no_curvature():
         assert scores.keys() == weights(net).keys() and not any(score.any() for score in scores.values())
 
 
+@pytest.mark.parametrize("score", ["gradient", "grasp", "synflow", "obd"])
+def test_scores_are_the_same_in_inference_mode(score):
+    net = make("batchnorm")
+    images, labels = batch(net)
+    expected = SCORERS[score](net, images, labels)
+    with torch.inference_mode():
+        found = SCORERS[score](net, images, labels)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_one_image_is_enough_where_batchnorm_takes_its_stored_statistics():
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
     images, labels = torch.randn(1, 4), torch.tensor([1])
