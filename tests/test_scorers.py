@@ -441,8 +441,8 @@ def test_layers_whose_weights_would_silently_stay_are_refused_by_name(score):
         SCORERS[score](model, torch.randn(2, 3, 4), torch.tensor([0, 1]), **options)
 
 
-@pytest.mark.parametrize("curved", [nn.Tanh(), nn.GELU(), nn.Tanhshrink(), nn.Softmin(1), nn.LayerNorm(4), nn.RMSNorm(4), nn.GLU(),
-                                    nn.BatchNorm1d(4, track_running_stats=False)])
+@pytest.mark.parametrize("curved", [nn.Tanh(), nn.GELU(), nn.Tanhshrink(), nn.Softmin(1), nn.LayerNorm(4), nn.RMSNorm(4),
+                                    nn.GLU(), nn.BatchNorm1d(4, track_running_stats=False)])
 def test_obd_refuses_what_is_not_piecewise_linear(curved):
     model = nn.Sequential(nn.Linear(3, 4), curved, nn.Linear(4, 2))
     with pytest.raises(UserError, match=f"OBD does not apply to 1: with {type(curved).__name__}"):
