@@ -21,6 +21,7 @@ from lib.tables import DASH, Table, network_label
 LEARNED = 0.9   # of the loss of guessing, ln(classes): a training loss below that has learned something
 COLUMNS = ["network", "cells trained", "that learned", "epochs at chance meanwhile (median)",
            "at chance after the last epoch", "these (their training loss)", "tested anew", "top-1 then (median change)"]
+ENTRY, TESTS = ["network", "r", "method"], ["training loss", "top-1", "top-1, tested anew"]
 
 
 def silent(records: Iterable[Record], learning_rate: float) -> Table:
@@ -32,14 +33,65 @@ def silent(records: Iterable[Record], learning_rate: float) -> Table:
     (`experiment.served`) is not counted.
     """
     network = lambda record: (record.cell.dataset, record.cell.model)
-    trained = [record for record in records if record.history[1:] and "trained_as" not in record.run
-               and record.cell.learning_rate == learning_rate]
-    found = [_found(*pair, list(group)) for pair, group in groupby(sorted(trained, key=network), network)]
+    trained = sorted(_trained(records, learning_rate), key=network)
+    found = [_found(*pair, list(group)) for pair, group in groupby(trained, network)]
     words = " ".join(map(_words, found)) or "No cell has been trained."
     return Table("Networks that learn but still test at chance level, at learning rate "
                  f"{learning_rate:g}. Learned: the training loss fell below {LEARNED:g} of that of guessing. At "
                  f"chance: at most a twentieth above a constant answer. {words}",
                  pd.DataFrame(list(map(_line, found)), columns=COLUMNS))
+
+
+def retested(records: Iterable[Record], learning_rate: float) -> Table:
+    """A line for each network, ratio and method that learned and was tested twice: top-1 after the last epoch (means of the
+    seeds), with the statistics of training and with those collected without dropout, by the latter.
+
+    Cells as in `silent`.
+    """
+    found = _tested_twice(records, learning_rate)
+    told = "; ".join(_moved(network, entries) for network, entries in found.groupby("network"))
+    return Table("Top-1 in percent after the last epoch, tested with BatchNorm's running statistics and with statistics "
+                 "collected without dropout, of the networks that learned and were tested so at learning rate "
+                 f"{learning_rate:g} (means of the seeds). {told or 'There is none'}.",
+                 found.assign(r=found["r"].map("{:g}".format), **{name: found[name].map("{:.2f}".format) for name in TESTS}))
+
+
+def told(records: Iterable[Record], learning_rate: float) -> str:
+    """How far the second test moves the networks of `retested`, and which the most."""
+    found = _tested_twice(records, learning_rate)
+    if found.empty:
+        return "No network that learned has been tested twice."
+    usual, anew = found[TESTS[1]], found[TESTS[2]]
+    most = found.loc[(anew - usual).abs().idxmax()]
+    return (f"Tested anew with statistics collected without dropout, {len(found)} that learned move by "
+            f"{(anew - usual).median():+.1f} points of top-1 (median), {most['method']} at r = {most['r']:g} from "
+            f"{most[TESTS[1]]:.1f} to {most[TESTS[2]]:.1f}.")
+
+
+def _tested_twice(records: Iterable[Record], learning_rate: float) -> pd.DataFrame:
+    rows = pd.DataFrame([_both_tests(record) for record in _trained(records, learning_rate)
+                         if "recollected" in record.history[-1] and learns(record, -1)], columns=[*ENTRY, *TESTS])
+    means = rows.groupby(ENTRY, sort=False)[TESTS].mean().reset_index()
+    return means.sort_values([*ENTRY[:2], TESTS[-1]], ascending=[True, True, False], kind="stable", ignore_index=True)
+
+
+def _trained(records: Iterable[Record], learning_rate: float) -> list[Record]:
+    return [record for record in records if record.history[1:] and "trained_as" not in record.run
+            and record.cell.learning_rate == learning_rate]
+
+
+def _both_tests(record: Record) -> tuple:
+    cell, last = record.cell, record.history[-1]
+    return (network_label(cell.dataset, cell.model), cell.compression, cell.method, last["train_loss"],
+            *(100 * test["top1"] / record.test_images for test in (last, last["recollected"])))
+
+
+def _moved(network: str, entries: pd.DataFrame) -> str:
+    """How far one test orders a network's entries as the other does."""
+    usual, anew = entries[TESTS[1]], entries[TESTS[2]]
+    ranked = (f", rank correlation of the two tests {usual.corr(anew, 'spearman'):.2f}"
+              if len(entries) > 2 and usual.nunique() > 1 and anew.nunique() > 1 else "")
+    return f"{network}: {len(entries)} methods and ratios{ranked}"
 
 
 def learns(record: Record, epoch: int) -> bool:

@@ -61,6 +61,29 @@ def test_networks_are_apart_and_twins_masks_and_the_other_rate_are_not_counted()
     assert "No cell has been trained" in shift.silent([], 1e-3).caption
 
 
+def test_methods_that_were_tested_twice_stand_in_the_order_of_the_second_test():
+    records = [record([0.5], [400], again=450, seed=42), record([0.7], [200], again=350, seed=43),
+               record([0.5], [100], again=600, method="GraSP@run"), record([0.95], [100], again=900, method="LAMP@run"),
+               record([0.5], [100], method="Random@run"), record([0.6], [200], again=100, compression=64.0),
+               record([0.5], [100], {"trained_as": "LAMP@run"}, again=900), record([0.5], [1], again=2, learning_rate=1e-4)]
+    table = shift.retested(records, 1e-3)
+    loss = [f"{share * GUESS:.2f}" for share in (0.5, 0.6, 0.6)]
+    assert table.body.to_numpy().tolist() == [["VGG-16 on CIFAR-10", "32", "GraSP@run", loss[0], "10.00", "60.00"],
+                                              ["VGG-16 on CIFAR-10", "32", "SNIP@run", loss[1], "30.00", "40.00"],
+                                              ["VGG-16 on CIFAR-10", "64", "SNIP@run", loss[2], "20.00", "10.00"]]
+    assert "VGG-16 on CIFAR-10: 3 methods and ratios, rank correlation of the two tests -0.50." in table.caption
+    assert shift.told(records, 1e-3) == (
+        "Tested anew with statistics collected without dropout, 3 that learned move by +10.0 points of top-1 (median), "
+        "GraSP@run at r = 32 from 10.0 to 60.0.")
+
+
+def test_without_a_second_test_or_a_rank_nothing_is_made_up():
+    assert "There is none." in shift.retested([record([0.5], [400])], 1e-3).caption
+    assert shift.told([], 1e-3) == "No network that learned has been tested twice."
+    alike = [record([0.5], [100], again=again, compression=r) for again, r in ((300, 2.0), (400, 4.0), (500, 8.0))]
+    assert "rank" not in shift.retested(alike, 1e-3).caption and "rank" not in shift.retested(alike[:2], 1e-3).caption
+
+
 def test_a_signal_of_vgg16_shrinks_in_tests_and_one_without_dropout_does_not():
     """Of each BatchNorm, the variance that it met in training over the one that it meets in a test, by layers."""
     def ratios(dropped: bool) -> list[float]:
