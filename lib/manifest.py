@@ -36,7 +36,7 @@ def current(chosen: Profile, names: Iterable[str]) -> list[str]:
 
 def source(chosen: Profile, name: str) -> str:
     """The digest of what a notebook is made of: itself, its parameters, the stores, lib and the installed versions."""
-    stores = [profile.outputs(chosen.profile) / file for file in ("results.jsonl", "audit.jsonl", "precision.jsonl")]
+    stores = [profile.outputs(chosen.profile) / f"{kind}.jsonl" for kind in ("results", "audit", "precision", "earlier")]
     stores.append(profile.outputs("paper") / "results.jsonl")    # 06_results asks it for ResNet-56 at two learning rates
     files = [execution.FOLDER / f"{name}.ipynb", *stores,
              *sorted((ROOT / "lib").rglob("*.py")), *sorted((ROOT / "published").iterdir())]

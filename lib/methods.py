@@ -118,6 +118,13 @@ DENSE: dict[str, Method] = {
     "xavier_normal": Method("Dense@xavier_normal", None, init="xavier_normal"),
 }
 
+# `@run` as an earlier state of the released code has it (commit f01a221, strategies/snip.py and grasp.py): without new
+# initial weights. In no grid and no table but that of `lib.earlier`.
+EARLIER: dict[str, Method] = {
+    "SNIP@run": Method("SNIP-f01a221@run", "snip_written", mode="dropout", selection="quantile"),
+    "GraSP@run": Method("GraSP-f01a221@run", "grasp_run", mode="dropout", selection="quantile"),
+}
+
 
 class UnknownMethod(UserError):
     """A name that is not in the table."""
@@ -125,7 +132,7 @@ class UnknownMethod(UserError):
 
 def get(name: str) -> Method:
     """The method of that name; raises `UnknownMethod`, a `UserError`, for a name that is not in the table."""
-    known = METHODS | {method.name: method for method in DENSE.values()}
+    known = METHODS | {method.name: method for method in (*DENSE.values(), *EARLIER.values())}
     found = known.get(name) if isinstance(name, str) else None
     if found is None:
         raise UnknownMethod(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")

@@ -65,8 +65,8 @@ def _short(mnist: pd.DataFrame, masks: pd.DataFrame, paper: pd.DataFrame) -> lis
         f"{', first ' * bool(above)}{'; '.join(above[:2])}.",
         "4. **Are magnitude-based methods worse than random pruning \"in a large percentage of test cases\", as the "
         f"abstract says?** MNIST {verdict} (as run, {lost}); CIFAR: {elsewhere}.",
-        "5. **On VGG-16, dropout blurs what a test says of a mask.** BatchNorm's running statistics are gathered with dropout "
-        f"and used in tests, without it. {shift.told(_records('paper'), profile.load('paper').learning_rate)}",
+        "5. **On VGG-16, dropout blurs what a test says of a mask.** BatchNorm's running statistics are gathered with "
+        f"dropout and used in tests, without it. {shift.told(_records('paper'), profile.load('paper').learning_rate)}",
         f"6. **{_done(paper).replace('cells', 'cells of CIFAR are')}**, so {int(undecided.sum())} of the {len(undecided)} "
         "claims of the thesis that are asked here are open."]
 
