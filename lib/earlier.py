@@ -48,8 +48,11 @@ def _line(earlier: Record, released: Record) -> dict[str, str]:
 
 
 def _told(lines: list[dict[str, str]]) -> str:
-    """How much of it can be compared with what is printed."""
-    whole = sum(len(set(line["epochs"].split(" of "))) == 1 for line in lines)
+    """The lines in words, and how many of them can be compared with what is printed."""
     if not lines:
         return "No such cell is computed."
-    return (f"{whole} of {len(lines)} cells have all epochs; only these can be compared with the printed number.")
+    whole = sum(len(set(line["epochs"].split(" of "))) == 1 for line in lines)
+    words = "; ".join(f"{line['method']} at r = {line['r']} after {line['epochs']} epochs: training loss "
+                      f"{line['training loss: earlier']} (@run {line['training loss: @run']}), top-1 "
+                      f"{line['top-1: earlier']} (@run {line['top-1: @run']})" for line in lines)
+    return f"{words}. {whole} of {len(lines)} cells have all epochs; only these can be compared with the printed number."

@@ -9,7 +9,7 @@ import sys
 
 import pandas as pd
 
-from lib import UserError, atlas, claims, methods, precision, profile, rates, shift, significance, tables, training
+from lib import UserError, atlas, claims, earlier, methods, precision, profile, rates, shift, significance, tables, training
 from lib.profile import ROOT
 from lib.store import Store
 from lib.study import Answer
@@ -90,9 +90,9 @@ def caveat() -> str:
     return training.sentence(history, "mnist", "cnn", (grid.learning_rate, grid.text_learning_rate)) + "\n"
 
 
-def _records(name: str) -> list:
-    """What the committed store holds, wherever a run may put its own."""
-    return list(Store(ROOT / "outputs" / name / "results.jsonl").records.values())
+def _records(name: str, kind: str = "results") -> list:
+    """What a committed store holds, wherever a run may put its own."""
+    return list(Store(ROOT / "outputs" / name / f"{kind}.jsonl").records.values())
 
 
 def _at_both_rates(name: str) -> tuple[pd.DataFrame, tuple[float | None, ...]]:
@@ -181,7 +181,6 @@ def _asked(frame: pd.DataFrame, text: str) -> tuple[str, str]:
 def _cifar() -> list[str]:
     """What the trained CIFAR cells say so far: of the learning rate, of the tables, of their precision and tests."""
     (frame, both), mnist = _at_both_rates("paper"), _at_both_rates("mnist")
-    shorter = Store(ROOT / "outputs" / "paper" / "precision.jsonl").records.values()
     return [tables.Table(
                 "`@run`, counted as the thesis counts, beside its printed top-1 accuracies, over the entries that are "
                 "computed (each the mean of its seeds). “Both at chance”: of the entries at chance in either.",
@@ -189,8 +188,11 @@ def _cifar() -> list[str]:
             f"- The learning rate: the thesis's text says {both[1]:g}, its code's default is {both[0]:g}. "
             f"{rates.resnet(frame, both).caption} [Number by number](outputs/paper/tables/resnet-rates.md). "
             f"{_capital(rates.deciding(*mnist))}.",
-            f"- {precision.comparison([*_records('paper'), *shorter]).caption}",
-            f"- {shift.silent(_records('paper'), both[0]).caption} [Method by method](outputs/paper/tables/retested.md)."]
+            f"- {precision.comparison([*_records('paper'), *_records('paper', 'precision')]).caption}",
+            f"- {shift.silent(_records('paper'), both[0]).caption} [Method by method](outputs/paper/tables/retested.md).",
+            "- Which state of the released code made the thesis's numbers of SNIP and GraSP on VGG-16? "
+            f"{earlier.comparison([*_records('paper'), *_records('paper', 'earlier')]).caption} "
+            "[Beside the printed numbers](outputs/paper/tables/earlier.md)."]
 
 
 def _agreement(frame: pd.DataFrame) -> pd.DataFrame:

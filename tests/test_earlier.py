@@ -27,11 +27,12 @@ def test_the_earlier_state_is_that_of_run_but_for_the_initial_weights(name):
 
 
 def test_what_both_have_trained_is_compared_in_the_thesis_accounting():
-    table = earlier.comparison([record([10, 20, 15, 90]), record([10, 30, 20], "SNIP-f01a221@run"),
+    table = earlier.comparison([record([10, 15, 20, 90]), record([10, 20, 30], "SNIP-f01a221@run"),
                                 record([10, 20], "GraSP-f01a221@run"), record([10, 20], "GraSP@run", seed=43)])
     factor = 10_000 / (79 * 128)
     assert table.body.to_numpy().tolist() == [["VGG-16 on CIFAR-10", "32", "SNIP", "2 of 3", "2.30", "2.30",
                                                f"{30 * factor:.2f}", f"{20 * factor:.2f}", "56.00"]]
+    assert f"SNIP at r = 32 after 2 of 3 epochs: training loss 2.30 (@run 2.30), top-1 {30 * factor:.2f}" in table.caption
     assert table.caption.endswith("0 of 1 cells have all epochs; only these can be compared with the printed number.")
 
 
