@@ -23,11 +23,14 @@ def comparison(records: Iterable[Record]) -> Table:
     few epochs is the beginning of one of many) and the printed number. Top-1 in percent as the thesis counts."""
     trained = [record for record in records if record.history[1:]]
     released = {_released(record.cell): record for record in trained if record.cell.method not in RELEASED}
-    lines = [_line(record, released[_released(record.cell)]) for record in trained
+    pairs = [(record, released[_released(record.cell)]) for record in trained
              if record.cell.method in RELEASED and _released(record.cell) in released]
+    lines = [_line(*pair) for pair in pairs]
+    kinds = sorted({record.run.get("precision", "float32") for pair in pairs for record in pair})
     return Table("SNIP and GraSP from the network's own initial weights, as in an earlier state of the released code "
-                 "(commit f01a221), beside @run, which draws Xavier-normal ones; both after the epochs that both have; "
-                 f"top-1 in percent as the thesis counts. {_told(lines)}", pd.DataFrame(lines, columns=COLUMNS))
+                 "(commit f01a221), beside @run, which draws Xavier-normal ones; both after the epochs that both have"
+                 f"{', trained in ' * bool(kinds)}{' and '.join(kinds)}; top-1 in percent as the thesis counts. "
+                 f"{_told(lines)}", pd.DataFrame(lines, columns=COLUMNS))
 
 
 def _released(cell: Cell) -> Cell:

@@ -49,10 +49,10 @@ def retested(records: Iterable[Record], learning_rate: float) -> Table:
     Cells as in `silent`.
     """
     found = _tested_twice(records, learning_rate)
-    told = "; ".join(_moved(network, entries) for network, entries in found.groupby("network"))
+    words = "; ".join(_moved(network, entries) for network, entries in found.groupby("network"))
     return Table("Top-1 in percent after the last epoch, tested with BatchNorm's running statistics and with statistics "
                  "collected without dropout, of the networks that learned and were tested so at learning rate "
-                 f"{learning_rate:g} (means of the seeds). {told or 'There is none'}.",
+                 f"{learning_rate:g} (means of the seeds). {words or 'There is none'}.",
                  found.assign(r=found["r"].map("{:g}".format), **{name: found[name].map("{:.2f}".format) for name in TESTS}))
 
 

@@ -15,7 +15,7 @@ def record(top1, method="SNIP@run", **changes):
     history = [{"epoch": epoch, "train_loss": None if epoch == 0 else 2.5 - epoch / 10, "top1": round(100 * value),
                 "test_loss": 2.0, "top5": 10_000} for epoch, value in enumerate(top1)]
     cell = replace(CELL, method=method, epochs=len(top1) - 1, **changes)
-    return Record(cell.key, experiment.VERSION, cell, {}, history, 10_000)
+    return Record(cell.key, experiment.VERSION, cell, {}, history, 10_000, {"precision": "bf16"})
 
 
 @pytest.mark.parametrize("name", methods.EARLIER)
@@ -33,6 +33,7 @@ def test_what_both_have_trained_is_compared_in_the_thesis_accounting():
     assert table.body.to_numpy().tolist() == [["VGG-16 on CIFAR-10", "32", "SNIP", "2 of 3", "2.30", "2.30",
                                                f"{30 * factor:.2f}", f"{20 * factor:.2f}", "56.00"]]
     assert f"SNIP at r = 32 after 2 of 3 epochs: training loss 2.30 (@run 2.30), top-1 {30 * factor:.2f}" in table.caption
+    assert "the epochs that both have, trained in bf16; top-1" in table.caption
     assert table.caption.endswith("0 of 1 cells have all epochs; only these can be compared with the printed number.")
 
 
