@@ -41,8 +41,7 @@ def _released(cell: Cell) -> Cell:
 def _line(earlier: Record, released: Record) -> dict[str, str]:
     cell, last = released.cell, min(len(earlier.history), len(released.history)) - 1
     both, base = (earlier, released), methods.get(cell.method).base
-    best = [100 * max(epoch["top1"] for epoch in each.history[:last + 1]) / each.test_images
-            * tables.thesis_factor(each.test_images) for each in both]
+    best = [tables.accuracies(replace(each, history=each.history[:last + 1]))["top1_thesis"] for each in both]
     printed = tables.thesis().set_index(["model", "dataset", "compression", "method"])["top1"]
     number = printed.get((cell.model, cell.dataset, cell.compression, base))
     numbers = [*(each.history[last]["train_loss"] for each in both), *best, number]

@@ -63,8 +63,9 @@ def told(records: Iterable[Record], learning_rate: float) -> str:
         return "No network that learned has been tested twice."
     usual, anew = found[TESTS[1]], found[TESTS[2]]
     most = found.loc[(anew - usual).abs().idxmax()]
+    name = most["method"] if "@" in most["method"] else f"{most['method']} as published"
     return (f"Tested anew with statistics collected without dropout, {len(found)} that learned move by "
-            f"{(anew - usual).median():+.1f} points of top-1 (median), {most['method']} at r = {most['r']:g} from "
+            f"{(anew - usual).median():+.1f} points of top-1 (median), {name} at r = {most['r']:g} from "
             f"{most[TESTS[1]]:.1f} to {most[TESTS[2]]:.1f}.")
 
 

@@ -93,7 +93,7 @@ def _row(cell, record) -> dict:
     if record is None:
         return row | {"done": False}
     report, run = record.report, record.run
-    return row | _accuracies(record) | {
+    return row | accuracies(record) | {
         "done": True, "compression_achieved": report["compression"], "collapsed": report["collapsed"],
         "compression_released": report["compression_released"], "empty_layers": len(report["empty_layers"]),
         "effective_compression": report["effective_compression"], "diverged": run.get("diverged"),
@@ -102,7 +102,7 @@ def _row(cell, record) -> dict:
     }
 
 
-def _accuracies(record) -> dict[str, float]:
+def accuracies(record) -> dict[str, float]:
     """Both accountings of both metrics, in percent; nothing for a record of masks only."""
     accuracies = {}
     for metric in ("top1", "top5") if record.history else ():

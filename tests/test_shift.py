@@ -77,6 +77,11 @@ def test_methods_that_were_tested_twice_stand_in_the_order_of_the_second_test():
         "GraSP@run at r = 32 from 10.0 to 60.0.")
 
 
+def test_a_published_method_is_told_as_such():
+    told = shift.told([record([0.5], [400], again=500, method="LAMP")], 1e-3)
+    assert ", LAMP as published at r = 32 from 40.0 to 50.0." in told
+
+
 def test_without_a_second_test_or_a_rank_nothing_is_made_up():
     assert "There is none." in shift.retested([record([0.5], [400])], 1e-3).caption
     assert shift.told([], 1e-3) == "No network that learned has been tested twice."
